@@ -1,0 +1,67 @@
+"""What training sees of a labelled image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from hermes.types import CaseId, Modality
+
+
+class ArrayLike3D(Protocol):
+    """A numpy array, a memory map or a zarr array: has a shape and gives boxes as numpy arrays."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(D, H, W)."""
+        ...
+
+    def __getitem__(self, box: tuple[slice, slice, slice], /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A prepared image and what was annotated in it.
+
+    Attributes:
+        case_id: id of the image in the campaign.
+        image: (D, H, W) prepared intensities on the model grid (z-scored, air is not necessarily 0).
+        labels: (D, H, W) uint8 label values on the same grid.
+        annotated: task row -> label value that draws it; ``None`` = annotated and absent. A task that is
+            not a key was not annotated and is never part of the loss of this case.
+        modality: ``None`` = unknown.
+        dataset: group for weighted sampling.
+    """
+
+    case_id: CaseId
+    image: ArrayLike3D
+    labels: ArrayLike3D
+    annotated: Mapping[int, int | None]
+    modality: Modality | None
+    dataset: str = "campaign"
+
+
+@dataclass(frozen=True)
+class ForegroundIndex:
+    """A bounded sample of the voxels of each label value: value -> (k, 3) int32 (z, y, x) indices."""
+
+    voxels: Mapping[int, np.ndarray]
+
+    @classmethod
+    def of(
+        cls, case: TrainingCase, *, generator: np.random.Generator, voxels_per_value: int = 2000
+    ) -> ForegroundIndex:
+        """The index of ``case``; the label array is read once, a fixed number of voxels is kept."""
+        labels = np.asarray(case.labels[:, :, :])
+        found: dict[int, np.ndarray] = {}
+        for value in sorted({v for v in case.annotated.values() if v is not None}):
+            flat = np.flatnonzero(labels == value)
+            if flat.size == 0:
+                continue
+            if flat.size > voxels_per_value:
+                flat = generator.choice(flat, voxels_per_value, replace=False)
+            found[value] = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int32)  # (k, 3)
+        return cls(found)

@@ -1,0 +1,173 @@
+"""Which patches a training step sees: a pure function of (seed, step).
+
+Nothing is remembered between steps, so a resumed run draws exactly what the interrupted one would have
+drawn, and loader workers need no shared state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hermes.errors import NothingToTrainError
+from hermes.training.augment import NO_AUGMENTATION, Augmentation, draw, shade, warp
+from hermes.training.cases import ForegroundIndex, TrainingCase
+
+FOREGROUND_PROBABILITY = 0.8  # part of the patches that are centred on a voxel of an annotated structure
+SUBSET_PROBABILITY = 0.25  # part of the samples for which only some annotated tasks are asked
+# The prior tokens attend to each other through the image, so the answer for one task depends on which others
+# are asked; seeing random subsets keeps requests for single structures as good as requests for all.
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches of one step.
+
+    Attributes:
+        image: (B, 1, D, H, W) float32.
+        masks: (B, n, D, H, W) float32 in {0, 1}.
+        weights: (B, n) float32: 1 for an annotated task, 0 for padding.
+        task_rows: (B, n) int64; padded entries are 0 and switched off by ``task_mask``.
+        task_mask: (B, n) bool, True where a task was asked.
+        modality_rows: (B,) int64; 0 where unknown.
+        modality_known: (B,) bool.
+    """
+
+    image: Tensor
+    masks: Tensor
+    weights: Tensor
+    task_rows: Tensor
+    task_mask: Tensor
+    modality_rows: Tensor
+    modality_known: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class _Sample:
+    image: Tensor  # (d, h, w)
+    labels: Tensor  # (d, h, w)
+    rows: list[int]
+    values: list[int | None]
+    case: TrainingCase
+
+
+class PatchSampler:
+    """Draws batches from cases; datasets by weight, cases evenly, patches by foreground."""
+
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        *,
+        patch: tuple[int, int, int],
+        batch_size: int,
+        seed: int,
+        augment: bool = True,
+        dataset_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        """Prepare the foreground index of every case.
+
+        Raises:
+            NothingToTrainError: there is no case with an annotated task.
+        """
+        self._cases = [c for c in cases if c.annotated]
+        if not self._cases:
+            msg = "Expected at least one case with an annotated structure to train on, got none. Submit a label first."
+            raise NothingToTrainError(msg)
+        self._patch, self._batch_size, self._seed, self._augment = patch, batch_size, seed, augment
+        self._index = [
+            ForegroundIndex.of(c, generator=np.random.default_rng([seed, i])) for i, c in enumerate(self._cases)
+        ]
+        self._datasets = sorted({c.dataset for c in self._cases})
+        weights = np.array([(dataset_weights or {}).get(d, 1.0) for d in self._datasets], dtype=np.float64)
+        self._dataset_p = weights / weights.sum()
+
+    def batch(self, step: int) -> Batch:
+        """The batch of training step ``step`` (from 0)."""
+        samples = [self._sample(np.random.default_rng([self._seed, 1, step, k])) for k in range(self._batch_size)]
+        return _collate(samples)
+
+    def _sample(self, generator: np.random.Generator) -> _Sample:
+        dataset = self._datasets[int(generator.choice(len(self._datasets), p=self._dataset_p))]
+        choices = [i for i, c in enumerate(self._cases) if c.dataset == dataset]
+        number = int(generator.choice(choices))
+        case = self._cases[number]
+        centre = self._centre(case, self._index[number], generator)
+        augmentation = draw(case.modality, generator) if self._augment else NO_AUGMENTATION
+        image, labels = _cut(case, centre, augmentation, self._patch)
+        rows = sorted(case.annotated)
+        if len(rows) > 1 and generator.random() < SUBSET_PROBABILITY:
+            kept = generator.choice(len(rows), int(generator.integers(1, len(rows))), replace=False)
+            rows = [rows[i] for i in sorted(kept)]
+        return _Sample(image, labels, rows, [case.annotated[r] for r in rows], case)
+
+    def _centre(self, case: TrainingCase, index: ForegroundIndex, generator: np.random.Generator) -> np.ndarray:
+        """Patch centre (z, y, x), so that the patch lies inside the image as far as it fits."""
+        shape, patch = np.array(case.image.shape), np.array(self._patch)
+        if index.voxels and generator.random() < FOREGROUND_PROBABILITY:
+            values = sorted(index.voxels)
+            voxels = index.voxels[values[int(generator.integers(len(values)))]]
+            centre = voxels[int(generator.integers(len(voxels)))] + generator.uniform(-0.25, 0.25, 3) * patch
+        else:
+            centre = generator.uniform(0, 1, 3) * shape
+        room = (shape - patch) / 2  # negative where the image is smaller than the patch: the image floats inside
+        return np.clip(centre, shape / 2 - np.abs(room), shape / 2 + np.abs(room))
+
+
+def _cut(
+    case: TrainingCase, centre: np.ndarray, augmentation: Augmentation, patch: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Image and label patch; only the box that the patch needs is read from the case."""
+    matrix = augmentation.matrix
+    half = np.array(patch) / 2
+    reach = np.abs(matrix) @ half + 1 if matrix is not None else half
+    shape = np.array(case.image.shape)
+    low = np.clip(np.floor(centre - reach), 0, shape - 1).astype(int)
+    high = np.clip(np.ceil(centre + reach), low + 1, shape).astype(int)
+    if matrix is None:
+        start = np.round(centre - half).astype(int)
+        low = np.clip(start, 0, shape)
+        high = np.clip(start + np.array(patch), 0, shape)
+    box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
+    image = torch.from_numpy(np.asarray(case.image[box], dtype=np.float32))
+    labels = torch.from_numpy(np.asarray(case.labels[box]).astype(np.float32))
+    if matrix is None:
+        before = low - start
+        after = np.array(patch) - (high - low) - before
+        pads = [int(p) for b, a in zip(before[::-1], after[::-1], strict=True) for p in (b, a)]
+        image, labels = (torch.nn.functional.pad(t, pads) for t in (image, labels))
+    else:
+        local = centre - low - 0.5
+        image = warp(image, local, matrix, patch, nearest=False)
+        labels = warp(labels, local, matrix, patch, nearest=True)
+    return shade(image, augmentation.shading), labels
+
+
+def _collate(samples: Sequence[_Sample]) -> Batch:
+    count, width = len(samples), max(len(s.rows) for s in samples)
+    shape = samples[0].image.shape
+    masks = torch.zeros(count, width, *shape)
+    task_rows = torch.zeros(count, width, dtype=torch.int64)
+    task_mask = torch.zeros(count, width, dtype=torch.bool)
+    for b, sample in enumerate(samples):
+        for k, (row, value) in enumerate(zip(sample.rows, sample.values, strict=True)):
+            task_rows[b, k], task_mask[b, k] = row, True
+            if value is not None:
+                masks[b, k] = sample.labels == value
+    modalities = [s.case.modality for s in samples]
+    return Batch(
+        image=torch.stack([s.image for s in samples])[:, None],
+        masks=masks,
+        weights=task_mask.float(),
+        task_rows=task_rows,
+        task_mask=task_mask,
+        modality_rows=torch.tensor([m.row if m is not None else 0 for m in modalities]),
+        modality_known=torch.tensor([m is not None for m in modalities]),
+    )
