@@ -4,7 +4,7 @@ Conventions, used everywhere in this package:
 
 * world coordinates are LPS millimetres (x grows to the patient's left, y to posterior, z to superior), as in
   DICOM and ITK; NIfTI's RAS differs by the sign of x and y;
-* arrays of voxels are ``(D, H, W) = (z, y, x)``, while the affine takes voxel indices as ``(i, j, k) = (x, y, z)``;
+* arrays of voxels are ``(D, H, W) = (z, y, x)``; the affine takes voxel indices as ``(i, j, k) = (x, y, z)``;
 * spacings and shapes as tuples are in array order ``(z, y, x)``.
 """
 
@@ -24,8 +24,8 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns RAS millimetres into LPS millimetres and back (it is its own inverse)."""
 
 GRID_TOLERANCE_MM = 1e-2
-"""Two grids are one when no corner differs by more: above the rounding of the float32 affines in NIfTI headers
-and of the decimal strings in DICOM, far below any voxel."""
+"""Two grids are one when no corner differs by more: above the rounding of the float32 affines of NIfTI and of
+the decimal strings of DICOM, far below any voxel."""
 
 _AXIS_LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # towards the smaller, the larger LPS coordinate
 
@@ -48,7 +48,7 @@ class Grid:
     def __post_init__(self) -> None:
         shape = tuple(int(size) for size in self.shape)
         if len(shape) != 3 or min(shape) < 1:
-            msg = f"Expected a grid of three positive sizes (z, y, x), got {shape}. Give a three-dimensional image."
+            msg = f"Expected a grid of three positive sizes (z, y, x), got {shape}. Give a 3D image."
             raise BadImageError(msg)
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or not _is_invertible(affine):
@@ -74,7 +74,7 @@ class Grid:
         spacing_xyz_mm: Sequence[float],
         direction: ArrayLike | None = None,
     ) -> Grid:
-        """The grid with a first voxel at ``origin_mm`` (LPS, xyz) and the columns of ``direction`` as axes x, y, z."""
+        """The grid with its first voxel at ``origin_mm`` (LPS, xyz); columns of ``direction`` are axes x, y, z."""
         affine = np.eye(4)
         turn = np.eye(3) if direction is None else np.asarray(direction, dtype=np.float64).reshape(3, 3)
         affine[:3, :3] = turn * np.asarray(spacing_xyz_mm, dtype=np.float64)
@@ -152,7 +152,8 @@ class Grid:
         if self.axis_codes != other.axis_codes:
             return f"The axes point elsewhere: {self.axis_codes} against {other.axis_codes}."
         if not np.allclose(self.spacing_mm, other.spacing_mm, atol=tolerance_mm):
-            return f"The spacings (z, y, x) in mm differ: {_short(self.spacing_mm)} against {_short(other.spacing_mm)}."
+            here, there = _short(self.spacing_mm), _short(other.spacing_mm)
+            return f"The spacings (z, y, x) in mm differ: {here} against {there}."
         if not np.allclose(self.origin_mm, other.origin_mm, atol=tolerance_mm):
             return (
                 f"The origins in LPS mm differ: {_short(self.origin_mm)} against {_short(other.origin_mm)}."
@@ -175,14 +176,14 @@ class Grid:
 
 
 def nearest_axes(columns: NDArray[np.float64]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Which LPS axis each index axis is nearest to, each used once, and whether it points along (+1) or against (-1).
+    """Which LPS axis each index axis is nearest to, each used once, and its sign (+1 along, -1 against).
 
     Args:
         columns: ``(3, 3)``; the index axes x, y, z in LPS as columns, of any length.
 
     Returns:
-        For index axes x, y, z: ``(LPS axis 0..2, sign)``. Of all permutations the one with the greatest sum of
-        cosines is taken, so oblique grids never map two axes to one; ties go to the first in counting order.
+        For index axes x, y, z: ``(LPS axis 0..2, sign)``. The permutation with the greatest sum of cosines
+        is taken, so oblique grids never map two axes to one; ties go to the first in counting order.
     """
     cosines = columns / np.linalg.norm(columns, axis=0)
     orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]

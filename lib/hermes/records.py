@@ -14,8 +14,8 @@ from hermes.geometry import Grid
 from hermes.types import Modality, StructureName
 
 ModalitySource = Literal["caller", "dicom", "file", "name", "intensity", "network", "unknown"]
-"""Who said which modality it is: the caller, DICOM attributes, a file's header, its name, its range of values,
-the network's modality head, or nobody."""
+"""Who said which modality it is: the caller, DICOM attributes, a file's header, its name, its range of
+values, the network's modality head, or nobody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,8 @@ class Prediction:
         modality_source: who decided it.
         modality_confidence: 0..1.
         uncertainty: mean entropy in bits over the foreground and its boundary of the whole image, 0..1.
-        uncertainty_map: ``(D, H, W)`` float32 on the image's own grid in bits (entropy of the requested task that
-            is nearest to undecided), or None when not asked for.
+        uncertainty_map: ``(D, H, W)`` float32 on the image's own grid in bits (entropy of the requested task
+            that is nearest to undecided), or None when not asked for.
         model_version: version of the weights.
         timings_s: seconds per stage.
         windows: windows that the network saw.

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 
 from hermes.errors import BadImageError
 from hermes.geometry import Grid
@@ -21,7 +21,7 @@ def test_ras_and_lps_differ_by_two_signs() -> None:
 
 
 def test_simpleitk_agrees_on_where_a_voxel_lies() -> None:
-    image = sitk.Image([4, 5, 6], sitk.sitkInt16)
+    image = SimpleITK.Image([4, 5, 6], SimpleITK.sitkInt16)
     image.SetOrigin((10.0, -20.0, 30.0))
     image.SetSpacing((0.5, 1.5, 2.5))
     turn = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, -1.0]])
