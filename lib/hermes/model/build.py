@@ -8,6 +8,7 @@ from torch import nn
 
 from hermes.errors import BadRequestError
 from hermes.model.compact import CompactBackbone
+from hermes.model.medformer import MedFormerBackbone
 from hermes.model.residual import ResidualBackbone
 from hermes.model.universal import NetworkConfig, UniversalNetwork, extend_tasks
 
@@ -15,10 +16,11 @@ __all__ = ["DEFAULT_WIDTHS", "NetworkConfig", "build_network", "extend_tasks", "
 
 _BACKBONES: dict[str, Callable[[int, int, int], nn.Module]] = {
     "hermes-r": ResidualBackbone,
+    "hermes-m": MedFormerBackbone,
     "hermes-c": CompactBackbone,
 }
 
-DEFAULT_WIDTHS = {"hermes-r": 32, "hermes-c": 8}
+DEFAULT_WIDTHS = {"hermes-r": 32, "hermes-m": 32, "hermes-c": 8}
 """Base width of each member when nobody asks for another."""
 
 

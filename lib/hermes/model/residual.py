@@ -34,10 +34,13 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Up-sample to the skip, concatenate ``[skip, upsampled]``, two residual blocks."""
+    """Up-sample to the skip, concatenate ``[skip, upsampled]`` (or the reverse), two residual blocks."""
 
-    def __init__(self, channels_low: int, channels_skip: int, channels_out: int) -> None:
+    def __init__(
+        self, channels_low: int, channels_skip: int, channels_out: int, *, skip_first: bool = True
+    ) -> None:
         super().__init__()
+        self.skip_first = skip_first
         self.blocks = nn.Sequential(
             ResidualBlock(channels_low + channels_skip, channels_out),
             ResidualBlock(channels_out, channels_out),
@@ -47,7 +50,8 @@ class UpLevel(nn.Module):
         self, low: Float[Tensor, "b c d h w"], skip: Float[Tensor, "b c2 d2 h2 w2"]
     ) -> Float[Tensor, "b c3 d2 h2 w2"]:
         """Features at the resolution of ``skip``."""
-        y: Tensor = self.blocks(torch.cat([skip, upsample_to(low, skip.shape[2:])], dim=1))
+        fine = upsample_to(low, skip.shape[2:])
+        y: Tensor = self.blocks(torch.cat([skip, fine] if self.skip_first else [fine, skip], dim=1))
         return y
 
 
