@@ -182,9 +182,10 @@ def _copy(value: Tensor) -> Tensor:
 def _require_tensors(state_dict: Mapping[str, Tensor]) -> None:
     wrong = [str(name) for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if wrong or not state_dict:
+        got = _listed(wrong) if wrong else "an empty one"
         msg = (
-            f"Expected a state dict of tensors, got {_listed(wrong) if wrong else 'an empty one'}. A released "
-            f"checkpoint holds its weights under 'ema_model_state_dict'."
+            f"Expected a state dict of tensors, got {got}. "
+            "A released checkpoint holds its weights under 'ema_model_state_dict'."
         )
         raise WeightsMismatchError(msg)
 

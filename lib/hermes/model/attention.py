@@ -52,7 +52,7 @@ class PatchMerging(nn.Module):
 
 
 class SemanticMap(nn.Module):
-    """A feature map summarised in ``count`` tokens: learned spatial attention maps pool projected features."""
+    """A feature map summarised in ``count`` tokens: spatial attention maps pool projected features."""
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
