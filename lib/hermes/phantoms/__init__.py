@@ -1,1 +1,23 @@
-"""TODO."""
+"""Digital phantoms: seeded bodies that look like scans, with exact truth; for demonstrations, tests, benchmarks.
+
+>>> from hermes.phantoms import make_case
+>>> case = make_case("PhantomCineMR", 3)
+>>> sorted(case.names.values())
+['left ventricle', 'myocardium', 'right ventricle']
+"""
+
+from hermes.phantoms.cases import PhantomCase, make_case
+from hermes.phantoms.datasets import PhantomDataset, dataset, datasets
+from hermes.phantoms.nifti import write_cine, write_image, write_labels, write_nifti
+
+__all__ = [
+    "PhantomCase",
+    "PhantomDataset",
+    "dataset",
+    "datasets",
+    "make_case",
+    "write_cine",
+    "write_image",
+    "write_labels",
+    "write_nifti",
+]
