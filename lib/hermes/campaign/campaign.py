@@ -1,0 +1,433 @@
+"""The state of a labelling campaign, shared by the server, the trainer and further servers.
+
+Every method is one short transaction; all of them are safe from any thread and any process. Image and label
+files stay in the datastore: the campaign knows their names, hashes and history.
+
+The class is longer than a module here should be because it is the one door to the database; what it does beyond
+a statement or two stands in ``runs.py`` and ``rows.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import delete, func, select
+
+from hermes.campaign import rows, runs
+from hermes.campaign.database import Database
+from hermes.campaign.models import EventRow, ImageRow, LabelRow, LeaseRow, RunRow, ScoreRow, VersionRow
+from hermes.campaign.records import (
+    FINAL,
+    Annotated,
+    Counts,
+    Event,
+    ImageRecord,
+    LabelRecord,
+    LeaseRecord,
+    RunRecord,
+    RunState,
+    Score,
+    VersionRecord,
+    VersionState,
+)
+from hermes.errors import ConflictError, NotFoundError
+from hermes.types import CaseId, StructureName
+
+
+class Campaign:
+    """A campaign and its database.
+
+    Args:
+        location: path of an SQLite file (made when absent), or a database URL.
+        clock: seconds since 1970 (UTC).
+
+    Raises:
+        ConflictError: the database is of a newer schema.
+    """
+
+    def __init__(self, location: str | Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = Database(location)
+        self._clock = clock
+
+    def __enter__(self) -> Campaign:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._database.close()
+
+    # ------------------------------------------------------------------ images
+
+    def sync_images(self, ids: Iterable[CaseId]) -> tuple[list[CaseId], list[CaseId]]:
+        """Takes over the list of the datastore; the ids that are new (or back), and those that are gone.
+
+        An image that is gone keeps its labels and its history.
+        """
+        current = set(ids)
+        now = self._clock()
+        with self._database.write() as session:
+            known = {row.id: row for row in session.scalars(select(ImageRow))}
+            gone = [row for name, row in known.items() if name not in current and row.missing_since is None]
+            back = [row for name, row in known.items() if name in current and row.missing_since is not None]
+            new = sorted(current - known.keys())
+            session.add_all(ImageRow(id=name, first_seen_at=now) for name in new)
+            for row in gone:
+                row.missing_since = now
+            for row in back:
+                row.missing_since = None
+            return sorted([*new, *(row.id for row in back)]), sorted(row.id for row in gone)
+
+    def images(self) -> list[ImageRecord]:
+        """The images that the datastore has, by id."""
+        with self._database.read() as session:
+            found = session.scalars(
+                select(ImageRow).where(ImageRow.missing_since.is_(None)).order_by(ImageRow.id)
+            )
+            return [rows.image_record(row) for row in found]
+
+    def describe_image(
+        self, image_id: CaseId, *, content_hash: str | None = None, patient_key: str | None = None
+    ) -> None:
+        """Notes the hash of the image's content and whose it is (a pseudonym); ``None`` leaves as is.
+
+        Raises:
+            NotFoundError: the campaign has no such image.
+        """
+        with self._database.write() as session:
+            row = rows.known_image(session, image_id)
+            row.content_hash = content_hash or row.content_hash
+            row.patient_key = patient_key or row.patient_key
+
+    def quarantine(self, image_id: CaseId, reason: str | None) -> None:
+        """Keeps an unusable image out of training and of what is offered; ``None`` lets it back in.
+
+        Raises:
+            NotFoundError: the campaign has no such image.
+        """
+        with self._database.write() as session:
+            rows.known_image(session, image_id).quarantined_reason = reason
+
+    # ------------------------------------------------------------------ labels
+
+    def record_label(
+        self,
+        image_id: CaseId,
+        tag: str,
+        path: str,
+        sha256: str,
+        annotator: str,
+        annotated: Mapping[StructureName, Annotated | str],
+        model_version: str | None = None,
+        *,
+        source: str = "annotator",
+    ) -> LabelRecord:
+        """The label as its next version; earlier versions stay.
+
+        Args:
+            image_id: the image; it becomes known when it is not yet, since no label may be lost.
+            tag: "final" for what training uses.
+            path: where the file of this version lies.
+            sha256: of that file, hex.
+            annotator: who submitted it.
+            annotated: per structure, whether it was drawn ("present") or looked for in vain ("absent").
+            model_version: of the prediction that the annotator was offered, if any.
+            source: how it came ("annotator", "import", ...).
+
+        Raises:
+            BadRequestError: ``annotated`` holds something else than "present" and "absent".
+        """
+        values = rows.annotated_values(annotated)
+        now = self._clock()
+        with self._database.write() as session:
+            rows.upsert(session, ImageRow, [{"id": image_id, "first_seen_at": now}], ["id"], [])
+            # PostgreSQL: two versions of one label are numbered one after the other. SQLite: locked already.
+            session.scalar(select(ImageRow).where(ImageRow.id == image_id).with_for_update())
+            of_image = (LabelRow.image_id == image_id, LabelRow.tag == tag)
+            number = (session.scalar(select(func.max(LabelRow.number)).where(*of_image)) or 0) + 1
+            row = LabelRow(
+                image_id=image_id,
+                tag=tag,
+                number=number,
+                path=path,
+                sha256=sha256,
+                annotator=annotator,
+                submitted_at=now,
+                model_version=model_version,
+                source=source,
+                annotated=values,
+            )
+            session.add(row)
+            session.flush()
+            return rows.label_record(row)
+
+    def withdraw_label(self, image_id: CaseId, tag: str = FINAL) -> int:
+        """Takes back all versions of a label, as when its file is deleted; how many there were."""
+        with self._database.write() as session:
+            found = session.scalars(
+                select(LabelRow).where(
+                    LabelRow.image_id == image_id, LabelRow.tag == tag, LabelRow.withdrawn_at.is_(None)
+                )
+            ).all()
+            for row in found:
+                row.withdrawn_at = self._clock()
+            return len(found)
+
+    def labels(self, tag: str = FINAL, *, latest: bool = True) -> list[LabelRecord]:
+        """The labels of a tag by image and number: the latest version of each image, or all versions."""
+        statement = (
+            select(LabelRow)
+            .where(LabelRow.tag == tag, LabelRow.withdrawn_at.is_(None))
+            .order_by(LabelRow.image_id, LabelRow.number)
+        )
+        with self._database.read() as session:
+            records = [rows.label_record(row) for row in session.scalars(statement)]
+        return list({record.image_id: record for record in records}.values()) if latest else records
+
+    def labelled_ids(self, tag: str = FINAL) -> set[CaseId]:
+        """The images that have a label of this tag."""
+        statement = select(LabelRow.image_id).where(LabelRow.tag == tag, LabelRow.withdrawn_at.is_(None))
+        with self._database.read() as session:
+            return set(session.scalars(statement))
+
+    def labels_since_last_training(self) -> int:
+        """How many images have a latest final label that no run which ended well has looked at."""
+        with self._database.read() as session:
+            return len(runs.images_with_new_labels(session))
+
+    # ---------------------------------------------------------------- training
+
+    def start_run(self, label_ids: Iterable[int], *, pid: int | None = None) -> RunRecord:
+        """A new training run over these label versions (all that it looks at, those it holds out too).
+
+        A run whose process is gone is marked failed first and does not count.
+
+        Args:
+            label_ids: ids of label versions.
+            pid: the process that trains; this one where not given.
+
+        Raises:
+            BusyError: a run is running.
+            NotFoundError: a label id that does not exist.
+        """
+        with self._database.write() as session:
+            row = runs.start(session, label_ids, pid=os.getpid() if pid is None else pid, now=self._clock())
+            return runs.record(session, row)
+
+    def heartbeat(self, run_id: int, steps: int) -> None:
+        """Says that the run is alive and how many steps it has taken.
+
+        Raises:
+            NotFoundError: there is no such run.
+            ConflictError: it has ended, for example because it was stopped: the trainer should end too.
+        """
+        with self._database.write() as session:
+            row = runs.running_by_id(session, run_id)
+            row.steps, row.heartbeat_at = steps, self._clock()
+
+    def finish_run(self, run_id: int, *, version: str | None = None, steps: int | None = None) -> RunRecord:
+        """The run, ended well: its labels are no longer new.
+
+        Raises:
+            NotFoundError: there is no such run.
+            ConflictError: it has ended before.
+        """
+        return self._end_run(run_id, runs.RunEnd(RunState.DONE, version=version, steps=steps))
+
+    def fail_run(self, run_id: int, reason: str) -> RunRecord:
+        """The run, ended by an error: its labels stay new. Raises as `finish_run`."""
+        return self._end_run(run_id, runs.RunEnd(RunState.FAILED, reason))
+
+    def stop_run(self, run_id: int, reason: str = "stopped on request") -> RunRecord:
+        """The run, ended on request: its labels stay new. Raises as `finish_run`."""
+        return self._end_run(run_id, runs.RunEnd(RunState.STOPPED, reason))
+
+    def _end_run(self, run_id: int, how: runs.RunEnd) -> RunRecord:
+        with self._database.write() as session:
+            return runs.record(session, runs.end(session, run_id, how, now=self._clock()))
+
+    def current_run(self) -> RunRecord | None:
+        """The run that is running; one whose process is gone is marked failed and not given."""
+        with self._database.write() as session:
+            runs.reap(session, self._clock())
+            row = runs.running_row(session)
+            return None if row is None else runs.record(session, row)
+
+    def runs(self) -> list[RunRecord]:
+        """All training runs, the first one first."""
+        with self._database.read() as session:
+            return [runs.record(session, row) for row in session.scalars(select(RunRow).order_by(RunRow.id))]
+
+    # ---------------------------------------------------------------- versions
+
+    def record_version(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        parent: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        state: VersionState = VersionState.CANDIDATE,
+    ) -> VersionRecord:
+        """A new version of the model.
+
+        Raises:
+            ConflictError: the name is taken; versions do not change.
+        """
+        now = self._clock()
+        published_at = now if state is VersionState.PUBLISHED else None
+        with self._database.write() as session:
+            if session.get(VersionRow, name) is not None:
+                msg = (
+                    f"Model version {name!r} exists; a version never changes, so give the new one a new name."
+                )
+                raise ConflictError(msg)
+            row = VersionRow(
+                name=name,
+                parent=parent,
+                path=str(path),
+                created_at=now,
+                published_at=published_at,
+                metrics=dict(metrics or {}),
+                state=state.value,
+            )
+            session.add(row)
+            return rows.version_record(row)
+
+    def set_version_state(
+        self, name: str, state: VersionState, metrics: Mapping[str, Any] | None = None
+    ) -> VersionRecord:
+        """The version with its new state, and with ``metrics`` added to what was measured.
+
+        Raises:
+            NotFoundError: there is no such version.
+        """
+        with self._database.write() as session:
+            row = session.get(VersionRow, name)
+            if row is None:
+                msg = f"There is no model version {name!r}."
+                raise NotFoundError(msg)
+            row.state = state.value
+            row.published_at = self._clock() if state is VersionState.PUBLISHED else row.published_at
+            row.metrics = {**row.metrics, **(metrics or {})}
+            return rows.version_record(row)
+
+    def versions(self) -> list[VersionRecord]:
+        """All versions of the model, the first one first."""
+        with self._database.read() as session:
+            found = session.scalars(select(VersionRow).order_by(VersionRow.created_at, VersionRow.name))
+            return [rows.version_record(row) for row in found]
+
+    # ------------------------------------------------------------------ scores
+
+    def put_scores(self, method: str, model_version: str, scores: Iterable[Score]) -> None:
+        """Keeps scores, in place of earlier ones of the same method, version, image and structure.
+
+        Raises:
+            BadRequestError: a value that is not a finite number.
+            NotFoundError: a score of an image that the campaign does not have.
+        """
+        values = rows.score_values(method, model_version, scores, now=self._clock())
+        keys = ["method", "model_version", "image_id", "structure"]
+        with self._database.write() as session:
+            unknown = {value["image_id"] for value in values} - set(session.scalars(select(ImageRow.id)))
+            if unknown:
+                msg = f"Expected scores of known images, got {len(unknown)} others, such as {min(unknown)!r}."
+                raise NotFoundError(msg)
+            rows.upsert(session, ScoreRow, values, keys, ["value", "computed_at"])
+
+    def get_scores(self, method: str, model_version: str) -> dict[CaseId, dict[StructureName, float]]:
+        """Image -> structure ("" for the image as a whole) -> value; images without a score are not in it."""
+        statement = select(ScoreRow.image_id, ScoreRow.structure, ScoreRow.value).where(
+            ScoreRow.method == method, ScoreRow.model_version == model_version
+        )
+        found: dict[CaseId, dict[StructureName, float]] = {}
+        with self._database.read() as session:
+            for image_id, structure, value in session.execute(statement):
+                found.setdefault(image_id, {})[structure] = value
+        return found
+
+    # ------------------------------------------------------------------ leases
+
+    def lease(self, image_id: CaseId, annotator: str, seconds: float) -> bool:
+        """Gives the image to the annotator for a time, or prolongs it; ``False`` while somebody else has it.
+
+        Raises:
+            NotFoundError: the campaign has no such image.
+        """
+        now = self._clock()
+        with self._database.write() as session:
+            rows.known_image(session, image_id)
+            row = session.get(LeaseRow, image_id)
+            if row is not None and row.annotator != annotator and row.until > now:
+                return False
+            session.merge(LeaseRow(image_id=image_id, annotator=annotator, until=now + seconds))
+            return True
+
+    def active_leases(self) -> dict[CaseId, LeaseRecord]:
+        """The leases that have not run out, by image."""
+        statement = select(LeaseRow).where(LeaseRow.until > self._clock())
+        with self._database.read() as session:
+            return {
+                row.image_id: LeaseRecord(row.image_id, row.annotator, row.until)
+                for row in session.scalars(statement)
+            }
+
+    def release(self, image_id: CaseId, annotator: str | None = None) -> bool:
+        """Ends the lease of an image (only that of ``annotator``, when named); whether there was one."""
+        statement = delete(LeaseRow).where(LeaseRow.image_id == image_id)
+        if annotator is not None:
+            statement = statement.where(LeaseRow.annotator == annotator)
+        with self._database.write() as session:
+            return bool(session.connection().execute(statement).rowcount)
+
+    # ------------------------------------------------------------------ events
+
+    def log_event(self, kind: str, payload: Mapping[str, Any] | None = None) -> Event:
+        """Notes that something happened; ``payload`` is JSON and holds no patient's identifiers."""
+        with self._database.write() as session:
+            row = EventRow(at=self._clock(), kind=kind, payload=dict(payload or {}))
+            session.add(row)
+            session.flush()
+            return Event(row.id, row.at, row.kind, row.payload)
+
+    def events(self, kind: str | None = None, *, after_id: int = 0) -> list[Event]:
+        """What happened after the event ``after_id``, the first one first."""
+        statement = select(EventRow).where(EventRow.id > after_id).order_by(EventRow.id)
+        if kind is not None:
+            statement = statement.where(EventRow.kind == kind)
+        with self._database.read() as session:
+            return [Event(row.id, row.at, row.kind, row.payload) for row in session.scalars(statement)]
+
+    # ------------------------------------------------------------------ counts
+
+    def counts(self) -> Counts:
+        """How far the campaign is; images that the datastore lost do not count as images."""
+        here = ImageRow.missing_since.is_(None)
+        valid = LabelRow.withdrawn_at.is_(None)
+        final = select(LabelRow.image_id).where(LabelRow.tag == FINAL, valid)
+
+        with self._database.read() as session:
+
+            def count(table: Any, *conditions: Any) -> int:
+                return session.scalar(select(func.count()).select_from(table).where(*conditions)) or 0
+
+            return Counts(
+                images=count(ImageRow, here),
+                labelled=count(ImageRow, here, ImageRow.id.in_(final)),
+                quarantined=count(ImageRow, here, ImageRow.quarantined_reason.is_not(None)),
+                label_versions=count(LabelRow, valid),
+                new_labels=len(runs.images_with_new_labels(session)),
+                runs_done=count(RunRow, RunRow.state == RunState.DONE.value),
+                runs_failed=count(RunRow, RunRow.state == RunState.FAILED.value),
+                versions=count(VersionRow),
+            )

@@ -1,0 +1,124 @@
+"""Between the tables and the frozen records: checks on the way in, copies on the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from hermes.campaign.models import ImageRow, LabelRow, VersionRow
+from hermes.campaign.records import Annotated, ImageRecord, LabelRecord, Score, VersionRecord, VersionState
+from hermes.errors import BadRequestError, NotFoundError
+from hermes.types import CaseId, StructureName
+
+
+def known_image(session: Session, image_id: CaseId) -> ImageRow:
+    """The row of an image, locked against other writers.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    row = session.scalar(select(ImageRow).where(ImageRow.id == image_id).with_for_update())
+    if row is None:
+        msg = f"The campaign has no image {image_id!r}."
+        raise NotFoundError(msg)
+    return row
+
+
+def annotated_values(annotated: Mapping[StructureName, Annotated | str]) -> dict[str, str]:
+    """``annotated`` as plain strings.
+
+    Raises:
+        BadRequestError: a value other than "present" and "absent".
+    """
+    try:
+        return {name: Annotated(value).value for name, value in annotated.items()}
+    except ValueError as error:
+        msg = f"Expected 'present' or 'absent' for every structure, got {dict(annotated)!r}."
+        raise BadRequestError(msg) from error
+
+
+def upsert(
+    session: Session, table: Any, values: list[dict[str, Any]], keys: list[str], change: list[str]
+) -> None:
+    """Inserts rows; where the keys exist, changes the columns ``change``, or nothing when there are none."""
+    if not values:
+        return
+    connection = session.connection()
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(table)
+    if change:
+        new = {column: statement.excluded[column] for column in change}
+        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=new), values)
+    else:
+        connection.execute(statement.on_conflict_do_nothing(index_elements=keys), values)
+
+
+def image_record(row: ImageRow) -> ImageRecord:
+    """A frozen copy of an image's row."""
+    return ImageRecord(
+        row.id,
+        row.first_seen_at,
+        row.missing_since,
+        row.content_hash,
+        row.patient_key,
+        row.quarantined_reason,
+    )
+
+
+def label_record(row: LabelRow) -> LabelRecord:
+    """A frozen copy of a label's row."""
+    return LabelRecord(
+        id=row.id,
+        image_id=row.image_id,
+        tag=row.tag,
+        number=row.number,
+        path=row.path,
+        sha256=row.sha256,
+        annotator=row.annotator,
+        submitted_at=row.submitted_at,
+        model_version=row.model_version,
+        source=row.source,
+        annotated={name: Annotated(value) for name, value in row.annotated.items()},
+    )
+
+
+def version_record(row: VersionRow) -> VersionRecord:
+    """A frozen copy of a version's row."""
+    return VersionRecord(
+        name=row.name,
+        parent=row.parent,
+        path=row.path,
+        created_at=row.created_at,
+        published_at=row.published_at,
+        metrics=dict(row.metrics),
+        state=VersionState(row.state),
+    )
+
+
+def score_values(
+    method: str, model_version: str, scores: Iterable[Score], *, now: float
+) -> list[dict[str, Any]]:
+    """The columns of the scores; of two for one image and structure, the later one.
+
+    Raises:
+        BadRequestError: a value that is not a finite number.
+    """
+    values: dict[tuple[CaseId, StructureName], dict[str, Any]] = {}
+    for score in scores:
+        if not math.isfinite(score.value):
+            msg = f"Expected finite scores, got {score.value} ({method}) for image {score.image_id!r}."
+            raise BadRequestError(msg)
+        values[score.image_id, score.structure] = {
+            "method": method,
+            "model_version": model_version,
+            "image_id": score.image_id,
+            "structure": score.structure,
+            "value": float(score.value),
+            "computed_at": now,
+        }
+    return list(values.values())
