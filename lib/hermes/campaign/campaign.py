@@ -3,8 +3,8 @@
 Every method is one short transaction; all of them are safe from any thread and any process. Image and label
 files stay in the datastore: the campaign knows their names, hashes and history.
 
-The class is longer than a module here should be because it is the one door to the database; what it does beyond
-a statement or two stands in ``runs.py`` and ``rows.py``.
+The class is longer than a module here should be because it is the one door to the database; what it does
+beyond a statement or two stands in ``runs.py`` and ``rows.py``.
 """
 
 from __future__ import annotations

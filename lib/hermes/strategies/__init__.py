@@ -1,1 +1,33 @@
-"""TODO."""
+"""Which image next: strategies by name.
+
+>>> get_strategy("uncertainty").rank([Candidate("a", {"": 0.1}), Candidate("b", {"": 0.7})], seed=0)
+['b', 'a']
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from hermes.errors import BadRequestError
+from hermes.strategies.base import Candidate, SortingStrategy, Strategy
+from hermes.strategies.sorting import FIRST, LAST, RANDOM, UNCERTAINTY
+
+STRATEGIES: dict[str, Strategy] = {s.name: s for s in (RANDOM, FIRST, LAST, UNCERTAINTY)}
+"""Every strategy by its name."""
+
+__all__ = ["STRATEGIES", "Candidate", "SortingStrategy", "Strategy", "get_strategy"]
+
+
+def get_strategy(name: str) -> Strategy:
+    """The strategy of this name.
+
+    Raises:
+        BadRequestError: there is none; the message lists them.
+    """
+    found = STRATEGIES.get(name)
+    if found is None:
+        close = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        msg = f"Unknown strategy {name!r}. There are: {', '.join(STRATEGIES)}.{hint}"
+        raise BadRequestError(msg)
+    return found
