@@ -1,7 +1,7 @@
 """The contract of a strategy: which image next, decided from what is known about each.
 
-A strategy is a pure function of the candidates and a seed. It does not depend on the order in which they come,
-and it never leaves one out: the caller takes as many as it needs from the front.
+A strategy is a pure function of the candidates and a seed. It does not depend on the order in which they
+come, and it never leaves one out: the caller takes as many as it needs from the front.
 """
 
 from __future__ import annotations
