@@ -1,7 +1,8 @@
 """Resampling along the axes of an array, one axis after the other.
 
-The centre of the field of view stays where it is: voxel ``m`` of ``n_out`` lies, in indices of the source axis
-of ``n_in`` voxels, at ``(m + 0.5 - n_out / 2) * step + n_in / 2 - 0.5``; ``step = spacing_out / spacing_in``.
+The centre of the field of view stays where it is: voxel ``m`` of ``n_out`` lies, in indices of the source
+axis of ``n_in`` voxels, at ``(m + 0.5 - n_out / 2) * step + n_in / 2 - 0.5``, with the step
+``spacing_out / spacing_in``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ AxisMaps = tuple[AxisMap, AxisMap, AxisMap]
 def resample(array: NDArray[np.float32], maps: AxisMaps, interpolation: Interpolation) -> NDArray[np.float32]:
     """``array`` (D, H, W) on the new axes; the border's values continue beyond the border.
 
-    Never more than three arrays of the size of the larger one are held; the axis that shrinks most goes first.
+    At most three arrays of the size of the larger one are held; the axis that shrinks most goes first.
     """
     for axis in sorted(range(3), key=lambda axis: maps[axis].size_out / maps[axis].size_in):
         if not maps[axis].is_identity:

@@ -1,0 +1,345 @@
+"""Prepared images and labels on disk, keyed by content.
+
+An entry is a folder: ``image.zarr`` (blosc-compressed chunks) and ``entry.json``. Its name is a digest of the
+image's bytes, of how it is prepared and of the modality that was decided from outside its bytes.
+
+Several processes share a cache without a server: an entry is written beside its place and renamed into it, so
+it is there completely or not at all; evicting renames it away before anything is deleted, so a reader that
+still finds the entry *after* its read has read it whole. A reader that does not, prepares the image again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import filelock
+import numpy as np
+import zarr
+import zarr.codecs
+from numpy.typing import NDArray
+
+from hermes.errors import NotFoundError
+from hermes.records import Volume
+from hermes.transforms.modality import guess_from_name
+from hermes.transforms.preparation import (
+    PreparationRecord,
+    PreparationSpec,
+    PreparedVolume,
+    check_labels,
+    prepare,
+)
+from hermes.transforms.reading import read_label_map, read_volume
+from hermes.types import Modality
+
+__all__ = ["LazyArray", "PreparedVolume", "VolumeCache"]
+
+CHUNK = 64
+"""Voxels per side of a chunk: a training patch of 128 touches at most 27 of them."""
+TOUCH_AFTER_S = 30.0
+"""An entry's time of last use is renewed at most this often."""
+DEFAULT_LIMIT_BYTES = 200 * 2**30
+
+T = TypeVar("T")
+
+
+class LazyArray:
+    """A cached array that reads only the chunks that a slice needs.
+
+    Attributes:
+        shape: ``(D, H, W)``.
+        dtype: of what slices give.
+    """
+
+    def __init__(self, entry: Path, name: str) -> None:
+        self._entry = entry
+        self._name = name
+        self._array: Any = zarr.open_array(entry / name, mode="r")
+        self.shape: tuple[int, ...] = tuple(self._array.shape)
+        self.dtype: np.dtype[Any] = np.dtype(self._array.dtype)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """The voxels of a slice, as a NumPy array.
+
+        Raises:
+            NotFoundError: the entry was evicted meanwhile.
+        """
+        values: NDArray[Any] = np.asarray(self._array[index])
+        # zarr fills a chunk that is gone with zeros; entries vanish whole, so one look afterwards is enough.
+        if not _touch(self._entry):
+            msg = "A cached image was evicted while it was in use. Raise the size limit of the cache."
+            raise NotFoundError(msg)
+        return values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[...], dtype=dtype)
+
+    def __reduce__(self) -> tuple[type[LazyArray], tuple[Path, str]]:
+        return LazyArray, (self._entry, self._name)
+
+
+class VolumeCache:
+    """Prepared images and labels below ``directory``; safe for several threads and processes.
+
+    Args:
+        directory: made when it does not exist.
+        limit_bytes: when the entries need more, those used longest ago are removed.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        self.directory = Path(directory)
+        self.limit_bytes = limit_bytes
+        for part in ("entries", "partial", "digests", "locks"):
+            (self.directory / part).mkdir(parents=True, exist_ok=True)
+
+    def prepared(
+        self,
+        source: str | os.PathLike[str] | Volume,
+        spec: PreparationSpec,
+        *,
+        modality: Modality | None = None,
+        frame: int | None = None,
+        lazy: bool = False,
+    ) -> PreparedVolume:
+        """The prepared image, from disk when it was prepared before.
+
+        Args:
+            source: a file or DICOM folder, or an image in memory.
+            spec: how to prepare.
+            modality: overrides what the image says of itself.
+            frame: time point of a 4D image.
+            lazy: give a :class:`LazyArray` instead of an array in memory.
+
+        Raises:
+            BadImageError: the image cannot be read or used.
+        """
+        key = self._key(source, spec, modality, frame)
+
+        def make(partial: Path) -> PreparedVolume:
+            result = prepare(_read(source, modality, frame), spec)
+            _write_array(partial / "image.zarr", result.array)
+            (partial / "entry.json").write_text(json.dumps(result.record.to_json()))
+            return result
+
+        def load(entry: Path) -> PreparedVolume:
+            record = PreparationRecord.from_json(json.loads((entry / "entry.json").read_text()))
+            array = LazyArray(entry, "image.zarr")
+            return PreparedVolume(array if lazy else array[...], record)
+
+        return self._get(key, make, load, keep_made=not lazy)
+
+    def prepared_labels(
+        self,
+        labels: str | os.PathLike[str] | NDArray[Any],
+        record: PreparationRecord,
+        *,
+        lazy: bool = False,
+    ) -> NDArray[Any] | LazyArray:
+        """Labels on the model grid of their image.
+
+        Args:
+            labels: a label file, or an array ``(D, H, W)`` on the image's own grid.
+            record: of the image's preparation.
+            lazy: give a :class:`LazyArray` instead of an array in memory.
+
+        Returns:
+            uint8 or uint16 ``(D, H, W)``.
+
+        Raises:
+            BadLabelError: the labels cannot be read.
+            GeometryMismatchError: they are not on the image's grid.
+        """
+        content = _array_digest(labels) if isinstance(labels, np.ndarray) else self._digest(Path(labels))
+        key = _digest_of("labels", content, json.dumps(record.to_json()))
+
+        def make(partial: Path) -> NDArray[Any] | LazyArray:
+            if isinstance(labels, np.ndarray):
+                result = record.prepare_labels(check_labels(labels))
+            else:
+                label_map = read_label_map(labels)
+                result = record.prepare_labels(label_map.array, label_map.grid)
+            _write_array(partial / "labels.zarr", result)
+            (partial / "entry.json").write_text("{}")
+            return result
+
+        def load(entry: Path) -> NDArray[Any] | LazyArray:
+            array = LazyArray(entry, "labels.zarr")
+            return array if lazy else array[...]
+
+        return self._get(key, make, load, keep_made=not lazy)
+
+    def size_bytes(self) -> int:
+        """What all entries take on disk."""
+        return sum(_size(entry) for entry in self._entries())
+
+    def clear(self) -> None:
+        """Removes every entry."""
+        for entry in self._entries():
+            self._remove(entry)
+
+    def _get(self, key: str, make: Callable[[Path], T], load: Callable[[Path], T], *, keep_made: bool) -> T:
+        entry = self.directory / "entries" / key
+        found = _try_load(entry, load)
+        if found is not None:
+            return found
+        # One of 256 locks, so that two requests for one image do not prepare it twice.
+        with filelock.FileLock(self.directory / "locks" / key[:2]):
+            found = _try_load(entry, load)
+            if found is not None:
+                return found
+            partial = self.directory / "partial" / uuid.uuid4().hex
+            partial.mkdir()
+            try:
+                made = make(partial)
+                partial.rename(entry)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            result = made if keep_made else load(entry)
+        self._evict(keep=entry)
+        return result
+
+    def _evict(self, keep: Path) -> None:
+        with filelock.FileLock(self.directory / "locks" / "evict"):
+            sizes = {entry: _size(entry) for entry in self._entries()}
+            excess = sum(sizes.values()) - self.limit_bytes
+            for entry in sorted(sizes, key=_last_use):
+                if excess <= 0:
+                    return
+                if entry != keep:
+                    self._remove(entry)
+                    excess -= sizes[entry]
+
+    def _remove(self, entry: Path) -> None:
+        grave = self.directory / "partial" / uuid.uuid4().hex
+        try:
+            entry.rename(grave)
+        except FileNotFoundError:  # another process was faster
+            return
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def _entries(self) -> list[Path]:
+        return list((self.directory / "entries").iterdir())
+
+    def _key(
+        self,
+        source: str | os.PathLike[str] | Volume,
+        spec: PreparationSpec,
+        modality: Modality | None,
+        frame: int | None,
+    ) -> str:
+        if isinstance(source, Volume):
+            content = _array_digest(source.array, source.grid.affine.tobytes())
+            said = f"{source.modality} {source.modality_source} {source.modality_confidence}"
+        else:
+            path = Path(source)
+            content = self._digest(path)
+            # The name is no content, yet may decide the modality: only what it says of it enters the key.
+            said = str(guess_from_name(path)) if path.is_file() else ""
+        return _digest_of("image", content, spec.digest(), said, str(modality), str(frame))
+
+    def _digest(self, path: Path) -> str:
+        """SHA-256 of a file or of all files of a folder, remembered by path, size, time and inode."""
+        if not path.exists():
+            return "absent"  # reading it will say so
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return _digest_of(*(self._digest(file) for file in files))
+        status = path.stat()
+        identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        memo = self.directory / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+        try:
+            return memo.read_text()
+        except FileNotFoundError:
+            pass
+        digest = _file_digest(path)
+        partial = self.directory / "partial" / uuid.uuid4().hex
+        partial.write_text(digest)
+        partial.replace(memo)
+        return digest
+
+
+def _read(source: str | os.PathLike[str] | Volume, modality: Modality | None, frame: int | None) -> Volume:
+    if not isinstance(source, Volume):
+        return read_volume(source, modality=modality, frame=frame)
+    if modality is None:
+        return source
+    return Volume(source.array, source.grid, modality, "caller", 1.0)
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    codec = zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle=zarr.codecs.BloscShuffle.shuffle)
+    stored = zarr.create_array(
+        store=path,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=tuple(min(CHUNK, size) for size in array.shape),
+        compressors=codec,
+    )
+    stored[...] = array
+
+
+def _try_load(entry: Path, load: Callable[[Path], T]) -> T | None:
+    if not _touch(entry):
+        return None
+    try:
+        return load(entry)
+    except (NotFoundError, FileNotFoundError):  # evicted between the look and the read
+        return None
+
+
+def _touch(entry: Path) -> bool:
+    """Renews the time of last use; False when the entry is not there."""
+    mark = entry / "entry.json"
+    try:
+        if time.time() - mark.stat().st_mtime > TOUCH_AFTER_S:
+            os.utime(mark)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _last_use(entry: Path) -> float:
+    try:
+        return (entry / "entry.json").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _size(entry: Path) -> int:
+    total = 0
+    for file in entry.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:  # being evicted
+            continue
+    return total
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _array_digest(array: NDArray[Any], more: bytes = b"") -> str:
+    digest = hashlib.sha256(f"{array.shape} {array.dtype}".encode() + more)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _digest_of(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
