@@ -7,7 +7,15 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hermes.labels import LabelSpace, Task, bind_structures, catalogue, published_label_space, structure
+from hermes.labels import (
+    LabelSpace,
+    Structure,
+    Task,
+    bind_structures,
+    catalogue,
+    published_label_space,
+    structure,
+)
 from hermes.labels.names import key
 from hermes.types import Modality
 
@@ -39,8 +47,8 @@ def test_a_key_is_its_own_key(name: str) -> None:
 
 @given(st.sampled_from(catalogue()), st.data())
 @QUICK
-def test_a_structure_is_found_under_every_spelling(entry: object, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from((entry.name, *entry.synonyms)))  # type: ignore[attr-defined]
+def test_a_structure_is_found_under_every_spelling(entry: Structure, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from((entry.name, *entry.synonyms)))
     separator = data.draw(st.sampled_from([" ", "_", "-", ".", "  "]))
     case = data.draw(st.sampled_from([str.upper, str.lower, str.title]))
     assert structure(case(name.replace(" ", separator))) == entry
