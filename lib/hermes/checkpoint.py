@@ -1,0 +1,251 @@
+"""Versions of a model: an immutable folder with ``model.safetensors`` and ``manifest.json``.
+
+A folder appears complete or not at all (written beside its place, flushed to disk, renamed). Weights are
+never unpickled. The manifest says what the weights are, so that nothing else is needed to use them, and holds their
+SHA-256, so that weights of another version cannot be taken for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hermes.errors import CheckpointError, ConflictError, HermesError, WeightsMismatchError
+from hermes.labels.space import LabelSpace
+from hermes.model import NetworkConfig, UniversalNetwork, build_network
+from hermes.transforms.preparation import PreparationSpec
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
+MANIFEST_FILE = "manifest.json"
+LARGEST_HALF = 6.0e4
+"""A tensor with a larger value stays float32 when weights are stored in half precision."""
+_SHOWN = 5  # names per message
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a version is.
+
+    Attributes:
+        network: what to build.
+        label_space: its rows are the rows of the task tables.
+        preparation: how images are prepared for it.
+        window: sliding window (z, y, x) in voxels of the model grid.
+        version: name of this version, unique where it is served.
+        parent: name of the version it was trained from.
+        created: ISO 8601 time in UTC.
+        metrics: what was measured, by name.
+        trained_on: ids of the cases it was trained on.
+        settings: the effective settings of the training.
+        seed: of the training.
+        code_version: of this package.
+        note: free text.
+        dtype: of the weights on disk; in memory they are float32 always.
+        sha256: of the weights file; filled in by :func:`save_checkpoint`.
+    """
+
+    network: NetworkConfig
+    label_space: LabelSpace
+    preparation: PreparationSpec = field(default_factory=PreparationSpec)
+    window: tuple[int, int, int] = (128, 128, 128)
+    version: str = ""
+    parent: str | None = None
+    created: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    trained_on: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    code_version: str = ""
+    note: str = ""
+    dtype: Literal["float32", "float16"] = "float32"
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.label_space) > self.network.tasks:
+            msg = (
+                f"Expected at most one task per row, got {len(self.label_space)} tasks and a network of "
+                f"{self.network.tasks} rows."
+            )
+            raise CheckpointError(msg)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that :meth:`from_json` takes back."""
+        data = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        data["network"] = dataclasses.asdict(self.network)
+        data["label_space"] = self.label_space.to_json()
+        data["preparation"] = self.preparation.to_json()
+        return {"format_version": FORMAT_VERSION, **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """The manifest that ``data`` holds.
+
+        Raises:
+            CheckpointError: another format version, or entries are missing or wrong.
+        """
+        if data.get("format_version") != FORMAT_VERSION:
+            msg = f"Expected a manifest of format {FORMAT_VERSION}, got {data.get('format_version')!r}."
+            raise CheckpointError(msg)
+        values = {name: value for name, value in data.items() if name != "format_version"}
+        try:
+            values["network"] = NetworkConfig(**values["network"])
+            values["label_space"] = LabelSpace.from_json(values["label_space"])
+            values["preparation"] = PreparationSpec.from_json(values["preparation"])
+            z, y, x = (int(size) for size in values["window"])
+            values["window"] = (z, y, x)
+            values["trained_on"] = tuple(values["trained_on"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"Expected a complete manifest, got one with a missing or wrong entry: {error}."
+            raise CheckpointError(msg) from error
+
+
+def save_checkpoint(directory: str | os.PathLike[str], net: torch.nn.Module, manifest: Manifest) -> Manifest:
+    """Writes a version and returns its manifest as stored (with the hash of the weights).
+
+    Args:
+        directory: must not exist: versions never change.
+        net: whose ``state_dict`` is stored; left as it is.
+        manifest: ``dtype`` says how to store it.
+
+    Raises:
+        ConflictError: the directory exists.
+        HermesError: the disk is full or not writable.
+    """
+    target = Path(directory)
+    if target.exists():
+        msg = f"Expected a new directory for the version, but {target.name!r} exists. Choose another name."
+        raise ConflictError(msg)
+    partial = target.parent / f".{target.name}-{uuid.uuid4().hex}"
+    try:
+        partial.mkdir(parents=True)
+        weights = {name: _stored(value, manifest.dtype) for name, value in net.state_dict().items()}
+        save_file(weights, partial / WEIGHTS_FILE)
+        stored = dataclasses.replace(manifest, sha256=_sha256(partial / WEIGHTS_FILE))
+        (partial / MANIFEST_FILE).write_text(json.dumps(stored.to_json(), indent=1))
+        for place in (partial / WEIGHTS_FILE, partial / MANIFEST_FILE, partial):
+            _flush(place)
+        partial.rename(target)
+        _flush(target.parent)
+    except OSError as error:
+        msg = (
+            f"The version could not be written: {error.strerror}. Check space and rights of the model folder."
+        )
+        raise HermesError(msg) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return stored
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a version, without its weights.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = Path(directory) / MANIFEST_FILE
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        msg = f"Expected a version with a {MANIFEST_FILE} in {path.parent.name!r}, got none that can be read."
+        raise CheckpointError(msg) from error
+    except ValueError as error:
+        msg = f"Expected JSON in the {MANIFEST_FILE} of {path.parent.name!r}, got something else."
+        raise CheckpointError(msg) from error
+    if not isinstance(data, dict):
+        msg = f"Expected an object in the {MANIFEST_FILE} of {path.parent.name!r}, got {type(data).__name__}."
+        raise CheckpointError(msg)
+    return Manifest.from_json(data)
+
+
+def load_checkpoint(
+    directory: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[UniversalNetwork, Manifest]:
+    """The network of a version, in eval mode and float32 on ``device``, and its manifest.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or the weights are not those of the manifest.
+        WeightsMismatchError: a missing, surplus or misshapen tensor.
+    """
+    manifest = read_manifest(directory)
+    path = Path(directory) / WEIGHTS_FILE
+    if not path.is_file():
+        msg = f"Expected {WEIGHTS_FILE} beside the manifest in {path.parent.name!r}, got none."
+        raise CheckpointError(msg)
+    if _sha256(path) != manifest.sha256:
+        msg = (
+            f"Expected the weights that the manifest of {path.parent.name!r} names, got others (their "
+            "SHA-256 differs). The file was changed or damaged: restore it or import the model again."
+        )
+        raise CheckpointError(msg)
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        msg = f"Expected safetensors in {WEIGHTS_FILE} of {path.parent.name!r}, got a damaged file."
+        raise CheckpointError(msg) from error
+    net = build_network(manifest.network)
+    load_weights(net, weights)
+    return net.to(device).eval(), manifest
+
+
+def load_weights(net: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies ``weights`` into ``net``; nothing is copied unless all of it fits.
+
+    Raises:
+        WeightsMismatchError: a missing, surplus or misshapen tensor, each named.
+    """
+    wanted = net.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in weights]
+    problems += [f"surplus {name}" for name in weights if name not in wanted]
+    problems += [
+        f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        msg = f"The weights do not fit the network: {'; '.join(problems[:_SHOWN])}{more}."
+        raise WeightsMismatchError(msg)
+    net.load_state_dict(dict(weights))
+
+
+def _stored(value: Tensor, dtype: Literal["float32", "float16"]) -> Tensor:
+    tensor = value.detach().cpu()
+    if tensor.is_floating_point():
+        small = dtype == "float16" and (tensor.numel() == 0 or float(tensor.abs().max()) <= LARGEST_HALF)
+        tensor = tensor.to(torch.float16 if small else torch.float32)
+    return tensor.contiguous().clone()  # safetensors refuses tensors that share memory
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk itself; folders too, where the system can open them."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # folders on Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
