@@ -80,7 +80,8 @@ class Campaign:
             gone = [row for name, row in known.items() if name not in current and row.missing_since is None]
             back = [row for name, row in known.items() if name in current and row.missing_since is not None]
             new = sorted(current - known.keys())
-            session.add_all(ImageRow(id=name, first_seen_at=now) for name in new)
+            # Another server may be adding the same images (not on SQLite, which is locked here).
+            rows.upsert(session, ImageRow, [{"id": name, "first_seen_at": now} for name in new], ["id"], [])
             for row in gone:
                 row.missing_since = now
             for row in back:

@@ -65,8 +65,9 @@ class Structure:
     known: bool = True
 
 
+@cache
 def load_yaml(name: str) -> Any:
-    """The content of a data file of this package."""
+    """The content of a data file of this package; read once, so not to be changed."""
     return yaml.safe_load(resources.files("hermes.labels").joinpath(name).read_text(encoding="utf-8"))
 
 

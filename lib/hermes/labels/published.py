@@ -123,7 +123,6 @@ def _squeezed(name: str) -> str:
     return key(name).replace(" ", "")
 
 
-@cache
 def _data() -> Any:
     return load_yaml("published.yaml")
 
