@@ -56,7 +56,9 @@ def test_sync_adds_forgets_nothing_and_notices_what_comes_back(campaign: Campaig
     assert campaign.sync_images(["a", "c"]) == (["c"], ["b"])
     assert [(image.id, image.first_seen_at) for image in campaign.images()] == [("a", 1000), ("c", 2000)]
     assert campaign.labelled_ids() == {"b"}
+    assert campaign.labels_since_last_training() == 0
     assert campaign.sync_images(["a", "b", "c"]) == (["b"], [])
+    assert campaign.labels_since_last_training() == 1
     assert campaign.sync_images(["a", "b", "c"]) == ([], [])
     assert {image.id: image.first_seen_at for image in campaign.images()}["b"] == 1000
 

@@ -147,7 +147,7 @@ def record(session: Session, row: RunRow) -> RunRecord:
 
 
 def images_with_new_labels(session: Session) -> list[str]:
-    """Images whose latest final label no run that ended well has looked at."""
+    """Usable images of the datastore whose latest final label no run that ended well has looked at."""
     later = LabelRow.__table__.alias("later")
     superseded = exists().where(
         later.c.image_id == LabelRow.image_id,
@@ -163,7 +163,8 @@ def images_with_new_labels(session: Session) -> list[str]:
     statement = (
         select(LabelRow.image_id)
         .join(ImageRow, ImageRow.id == LabelRow.image_id)
-        .where(LabelRow.tag == FINAL, LabelRow.withdrawn_at.is_(None), ImageRow.quarantined_reason.is_(None))
+        .where(ImageRow.quarantined_reason.is_(None), ImageRow.missing_since.is_(None))
+        .where(LabelRow.tag == FINAL, LabelRow.withdrawn_at.is_(None))
         .where(~superseded, ~used)
         .order_by(LabelRow.image_id)
     )
