@@ -203,7 +203,7 @@ class Campaign:
     def labels_since_last_training(self) -> int:
         """How many images have a latest final label that no run which ended well has looked at.
 
-        Images that are quarantined or no longer in the datastore do not count: nothing can be learnt from them.
+        Images that are quarantined or gone from the datastore do not count: nothing can be learnt from them.
         """
         with self._database.read() as session:
             return len(runs.images_with_new_labels(session))
