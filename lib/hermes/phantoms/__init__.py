@@ -1,4 +1,4 @@
-"""Digital phantoms: seeded bodies that look like scans, with exact truth; for demonstrations, tests, benchmarks.
+"""Digital phantoms: seeded bodies that look like scans, with exact truth.
 
 >>> from hermes.phantoms import make_case
 >>> case = make_case("PhantomCineMR", 3)
@@ -8,6 +8,7 @@
 
 from hermes.phantoms.cases import PhantomCase, make_case
 from hermes.phantoms.datasets import PhantomDataset, dataset, datasets
+from hermes.phantoms.dicom import write_dicom_series
 from hermes.phantoms.nifti import write_cine, write_image, write_labels, write_nifti
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "datasets",
     "make_case",
     "write_cine",
+    "write_dicom_series",
     "write_image",
     "write_labels",
     "write_nifti",

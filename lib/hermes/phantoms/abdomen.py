@@ -1,8 +1,8 @@
 """Organs below the diaphragm, in the body coordinates of :mod:`hermes.phantoms.trunk`.
 
 Regions (what a drawing protocol may call on): liver, liver vessels, liver tumour, spleen, left/right kidney
-(parenchyma), left/right kidney sinus, left/right kidney tumour, stomach, pancreas, gallbladder, aorta, inferior vena
-cava, portal and splenic vein, duodenum, esophagus, bladder.
+(parenchyma), left/right kidney sinus, left/right kidney tumour, stomach, pancreas, gallbladder, aorta,
+inferior vena cava, portal vein and splenic vein, duodenum, bladder.
 """
 
 from __future__ import annotations
@@ -45,8 +45,11 @@ def vessel_parts(rng: np.random.Generator) -> list[Part]:
     bend = rng.normal(0.0, 5.0, size=3)
     radius = rng.uniform(9.5, 13.0)
     trunk: list[Vector] = [
-        (9.0, 32.0, 150.0), (8.0 + bend[0], 27.0, 70.0), (7.0 + bend[1], 24.0, 0.0), (3.0 + bend[2], 24.0, -85.0)
-    ]  # fmt: skip
+        (9.0, 32.0, 150.0),
+        (8.0 + bend[0], 27.0, 70.0),
+        (7.0 + bend[1], 24.0, 0.0),
+        (3.0 + bend[2], 24.0, -85.0),
+    ]
     fork = trunk[-1]
     aorta = tube(trunk, [radius + 1.0, radius, radius - 0.5, radius - 1.5])
     cava: list[Vector] = [(-18.0, 24.0, -90.0), (-22.0, 24.0, 0.0), (-22.0, 10.0, 70.0), (-20.0, 0.0, 122.0)]
@@ -61,15 +64,18 @@ def vessel_parts(rng: np.random.Generator) -> list[Part]:
     return [*parts, Part("artery", aorta, "aorta")]
 
 
-def liver_parts(wall: Wall, rng: np.random.Generator, *, tumours: int) -> list[Part]:
-    """Liver with portal and hepatic veins and ``tumours`` round lesions."""
+def _liver(wall: Wall, rng: np.random.Generator) -> Shape:
     size = np.exp(0.06 * np.clip(rng.normal(), -2.0, 2.0))
     right = ellipsoid(
-        _near(rng, (-78.0, 8.0, 42.0), 4.0), _sized(rng, (66.0 * size, 78.0 * size, 88.0 * size)), _turned(rng, (0.0, 8.0, -8.0))
-    )  # fmt: skip
+        _near(rng, (-78.0, 8.0, 42.0), 4.0),
+        _sized(rng, (66.0 * size, 78.0 * size, 88.0 * size)),
+        _turned(rng, (0.0, 8.0, -8.0)),
+    )
     left = ellipsoid(
-        _near(rng, (-14.0, -46.0, 66.0), 5.0), _sized(rng, (72.0 * size, 36.0, 44.0), 0.12), _turned(rng, (0.0, 12.0, -16.0))
-    )  # fmt: skip
+        _near(rng, (-14.0, -46.0, 66.0), 5.0),
+        _sized(rng, (72.0 * size, 36.0, 44.0), 0.12),
+        _turned(rng, (0.0, 12.0, -16.0)),
+    )
     tilt = rng.uniform(0.35, 0.6)
     underside = rough(
         everywhere(lambda p: (p[2] + 18.0 - tilt * (p[0] + 70.0) + 0.35 * (p[1] - 10.0)) * 0.85),
@@ -80,9 +86,13 @@ def liver_parts(wall: Wall, rng: np.random.Generator, *, tumours: int) -> list[P
     hilum = ellipsoid(_near(rng, (-18.0, 14.0, 18.0), 3.0), (30.0, 34.0, 36.0), (0.0, 25.0, 0.0))
     back = ellipsoid((0.0, 62.0, 40.0), (48.0, 42.0, 200.0))
     lobes = union(right, left)
-    solid = difference(
-        intersection(rough(lobes, rng, 2.2, 70.0), underside, inset(wall.cavity, 2.0), inset(wall.dome, 3.0)), hilum, back
-    )  # fmt: skip
+    space = intersection(underside, inset(wall.cavity, 2.0), inset(wall.dome, 3.0))
+    return difference(intersection(rough(lobes, rng, 2.2, 70.0), space), hilum, back)
+
+
+def liver_parts(wall: Wall, rng: np.random.Generator, *, tumours: int) -> list[Part]:
+    """Liver with portal and hepatic veins and ``tumours`` round lesions."""
+    solid = _liver(wall, rng)
     parts = [Part("liver", solid, "liver")]
     inner = inset(solid, 7.0)
     parts += [Part("liver vessel", intersection(v, inner), "liver vessels") for v in _liver_veins(rng)]
@@ -231,7 +241,8 @@ def bowel_parts(wall: Wall, rng: np.random.Generator) -> list[Part]:
     right, left = (-112.0, 10.0), (114.0, 22.0)
     sweep = [
         (right[0], right[1], -150.0), (right[0], right[1], -45.0), (-80.0, -50.0, -30.0), (0.0, -72.0, -44.0),
-        (70.0, -62.0, -8.0), (left[0] - 6.0, 0.0, 10.0), (left[0], left[1], -30.0), (left[0] - 4.0, left[1], -150.0),
+        (70.0, -62.0, -8.0), (left[0] - 6.0, 0.0, 10.0),
+        (left[0], left[1], -30.0), (left[0] - 4.0, left[1], -150.0),
     ]  # fmt: skip
     path = [_near(rng, node, 6.0) for node in sweep]
     colon = intersection(

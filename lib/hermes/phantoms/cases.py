@@ -24,8 +24,13 @@ from hermes.types import Modality, StructureName
 SIZES = {"tiny": 1.9, "small": 1.0, "large": 0.6}
 """Name of a size -> factor on the spacing; the field of view stays."""
 
-_EXTENT_MM = {"abdomen": (378.0, 262.0, 285.0), "thorax": (384.0, 266.0, 270.0), "trunk": (376.0, 260.0, 500.0),
-              "head": (176.0, 214.0, 186.0)}  # fmt: skip
+_EXTENT_MM = {
+    "abdomen": (378.0, 262.0, 285.0),
+    "thorax": (384.0, 266.0, 270.0),
+    "trunk": (376.0, 260.0, 500.0),
+    "head": (176.0, 214.0, 186.0),
+}
+"""Field of view (x, y, z) of a body of average size."""
 _MIDDLE_Z_MM = {"abdomen": 0.0, "thorax": 190.0, "trunk": 75.0, "head": -2.0}
 
 
@@ -95,8 +100,8 @@ def make_case(
         seed: any non-negative integer.
         size: ``tiny``, ``small`` or ``large``: the same field of view with fewer or more voxels.
         phase: of the heart cycle, 0 (end-diastole) to 1, for cine only; None draws one.
-        plain_axes: keep the array in LPS order, x, y, z growing to left, posterior, superior (for cine: the slices'
-            own order). Otherwise a quarter of the cases is stored in another order or flipped.
+        plain_axes: keep the array in LPS order: x, y, z grow to left, posterior, superior (for cine: the
+            slices' own order). Otherwise half of the cases are stored flipped or in another axis order.
 
     Raises:
         NotFoundError: no such dataset.
@@ -279,9 +284,15 @@ def _trunk_scene(which: PhantomDataset, modality: Modality, rng: np.random.Gener
     phase = CT_PHASES[int(rng.choice(3, p=[0.25, 0.3, 0.45]))]
     dark_fat = modality is Modality.T2 and rng.uniform() < 0.4
     contrast = trunk_contrast(rng, modality, phase, fat_suppressed=dark_fat)
-    label = {Modality.CT: f"CT {which.body} {phase}", Modality.PET: "PET whole body attenuation corrected",
-             Modality.T1: "T1w gradient echo axial", Modality.T2: "T2w turbo spin echo axial"}[modality]  # fmt: skip
-    return _Scene(parts, contrast, f"{label} fat saturated" if dark_fat else label, contrast["air"], wall.skin)
+    label = {
+        Modality.CT: f"CT {which.body} {phase}",
+        Modality.PET: "PET whole body attenuation corrected",
+        Modality.T1: "T1w gradient echo axial",
+        Modality.T2: "T2w turbo spin echo axial",
+    }[modality]
+    return _Scene(
+        parts, contrast, f"{label} fat saturated" if dark_fat else label, contrast["air"], wall.skin
+    )
 
 
 def _organs(which: PhantomDataset, wall: trunk.Wall, rng: np.random.Generator) -> list[Part]:
@@ -314,7 +325,7 @@ def _organs(which: PhantomDataset, wall: trunk.Wall, rng: np.random.Generator) -
 def _head_scene(_: PhantomDataset, __: Modality, rng: np.random.Generator, ___: float) -> _Scene:
     stripped = bool(rng.uniform() < 0.3)
     parts = head_parts(rng, stripped=stripped)
-    return _Scene(parts, scattered(rng, HEAD_T1, 0.04), "T1w MPRAGE sagittal")
+    return _Scene(parts, scattered(rng, HEAD_T1, 0.04), "T1w MPRAGE")
 
 
 def _heart_scene(_: PhantomDataset, __: Modality, rng: np.random.Generator, phase: float) -> _Scene:

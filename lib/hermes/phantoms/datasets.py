@@ -146,5 +146,6 @@ def dataset(name: str) -> PhantomDataset:
     for candidate in _DATASETS:
         if candidate.name == name:
             return candidate
-    msg = f"Expected a phantom dataset out of {[d.name for d in _DATASETS]}, got {name!r}. Use one of these names."
+    known = [d.name for d in _DATASETS]
+    msg = f"Expected a phantom dataset out of {known}, got {name!r}. Use one of these names."
     raise NotFoundError(msg)

@@ -41,7 +41,7 @@ def head_parts(rng: np.random.Generator, *, stripped: bool) -> list[Part]:
     )
     parts = [] if stripped else _outside(skull_space)
     parts.append(Part(_FLUID, inset(skull_space, 2.0), _FLUID))
-    return [*parts, *_cerebrum(rng, (a, b, c)), *_deep(rng), *_hindbrain(rng)]
+    return [*parts, *_cerebrum(rng, (a, b, c), skull_space), *_deep(rng), *_hindbrain(rng)]
 
 
 def _outside(skull_space: Shape) -> list[Part]:
@@ -62,7 +62,7 @@ def _outside(skull_space: Shape) -> list[Part]:
     return parts
 
 
-def _cerebrum(rng: np.random.Generator, size: tuple[float, float, float]) -> list[Part]:
+def _cerebrum(rng: np.random.Generator, size: tuple[float, float, float], skull_space: Shape) -> list[Part]:
     folds = waves(rng, 30.0, count=9)
     a, b, c = size
     bulk = [ellipsoid((0.0, 0.0, 8.0), (a, b - 1.0, c - 1.0))]
@@ -70,8 +70,8 @@ def _cerebrum(rng: np.random.Generator, size: tuple[float, float, float]) -> lis
         ellipsoid((s * 40.0, -16.0, -22.0), (22.0, 42.0, 22.0), (8.0, 0.0, s * 10.0)) for s in (-1.0, 1.0)
     ]
     below = everywhere(lambda p: p[2] + 31.0 - 0.15 * p[1])
-    hull = union(intersection(bulk[0], below), *bulk[1:])
-    thickness = rng.uniform(4.2, 5.2)
+    hull = intersection(union(intersection(bulk[0], below), *bulk[1:]), inset(skull_space, 3.0))
+    thickness = rng.uniform(4.8, 5.8)
     atrophy = rng.uniform(0.3, 1.8)
 
     def pia(points: Points) -> Depth:
@@ -109,8 +109,8 @@ def _deep(rng: np.random.Generator) -> list[Part]:
         ]
         parts += [Part("deep grey matter", rough(shape, rng, 0.7, 25.0), _GREY) for shape in grey]
         horn = [
-            (side * 9.0, -34.0, 12.0), (side * 8.0, -12.0, 20.0), (side * 11.0, 14.0, 20.0), (side * 22.0, 34.0, 8.0),
-            (side * 20.0, 50.0, 4.0),
+            (side * 9.0, -34.0, 12.0), (side * 8.0, -12.0, 20.0), (side * 11.0, 14.0, 20.0),
+            (side * 22.0, 34.0, 8.0), (side * 20.0, 50.0, 4.0),
         ]  # fmt: skip
         parts.append(
             Part(_FLUID, tube(horn, [4.6 * wide, 4.4 * wide, 5.4 * wide, 5.8 * wide, 2.5 * wide]), _FLUID)

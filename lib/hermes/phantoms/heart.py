@@ -1,8 +1,8 @@
 """A beating heart for cine MR, in the frame of its short axis.
 
-Coordinates in mm: origin in the middle of the left ventricle, z from apex to base, x and y in the short-axis plane, the
-right ventricle at negative x. Regions: left ventricle (cavity with the papillary muscles), myocardium,
-right ventricle.
+Coordinates in mm: origin in the middle of the left ventricle, z from apex to base, x and y in the short-axis
+plane, the right ventricle at negative x. Regions: left ventricle (cavity with the papillary muscles),
+myocardium, right ventricle.
 """
 
 from __future__ import annotations

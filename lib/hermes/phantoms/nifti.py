@@ -50,7 +50,8 @@ def write_image(case: PhantomCase, path: Path) -> None:
 def write_labels(case: PhantomCase, path: Path) -> None:
     """Writes the truth of ``case`` to ``path`` (uint8) and its names to the ``.json`` beside it.
 
-    The JSON holds ``names`` (value -> structure), ``present``, ``absent``, ``protocol``, ``modality``, ``series``.
+    The JSON holds ``names`` (value -> structure), ``present``, ``absent``, ``protocol``, ``modality``,
+    ``series`` and ``seed``.
     """
     _write(path, case.labels, case.affine)
     names = {str(value): structure for value, structure in case.names.items()}

@@ -67,7 +67,7 @@ def body_points(
     shifts = [bend(points) for bend in bends] if warp_mm else []
     for axis, shift in enumerate(shifts):
         points[axis] += np.clip(warp_mm * shift, -WARP_ROOM_MM, WARP_ROOM_MM)
-    return points
+    return np.asarray(points)
 
 
 def _window(
@@ -111,7 +111,7 @@ def render(
         box = _window(part.shape, voxel_from_body, shape)
         if box is None:
             continue
-        depth = part.shape.depth(points[(slice(None), *box)])
+        depth = part.shape.depth(points[:, box[0], box[1], box[2]])
         share = np.clip(0.5 + depth / edge, 0.0, 1.0) * part.opacity
         view = image[box]
         view += share * (contrast[part.tissue] - view)

@@ -1,8 +1,9 @@
 """Smooth solids given by how deep a point lies inside them.
 
-A point array has the shape ``(3, ...)`` and holds anatomical coordinates in mm: x to the patient's left,
-y to posterior, z to superior; further rows may hold depths worked out beforehand (see :func:`remembered`). ``depth`` answers in mm, positive inside, zero on the surface, and is close to a true
-distance near the surface: the renderer turns it into partial volume there.
+A point array has the shape ``(3, ...)`` and holds anatomical coordinates in mm: x to the patient's left, y to
+posterior, z to superior; further rows may hold depths worked out beforehand (see :func:`remembered`).
+``depth`` answers in mm, positive inside, zero on the surface, and is close to a true distance near the
+surface: the renderer turns it into partial volume there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Shape:
     depth: Callable[[Points], Depth]
 
 
-def rotation(degrees: Sequence[float]) -> NDArray[np.float64]:
+def rotation(degrees: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """The (3, 3) rotation by ``degrees`` about x, then y, then z."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(np.asarray(degrees, dtype=np.float64))):
@@ -148,7 +149,7 @@ def waves(
         total = np.zeros(points.shape[1:])
         for vector, phase in zip(vectors, phases, strict=True):
             total += np.sin(vector[0] * points[0] + vector[1] * points[1] + vector[2] * points[2] + phase)
-        return total * gain
+        return np.asarray(total * gain)
 
     return value
 

@@ -78,16 +78,18 @@ def _great_vessels(rng: np.random.Generator) -> list[Part]:
         (-8.0, -24.0, 180.0), (-14.0, -30.0, 222.0), (-6.0, -22.0, 246.0), (10.0, 4.0, 258.0),
         (20.0, 30.0, 246.0), (18.0, 38.0, 215.0), (12.0, 36.0, 150.0), (9.0, 32.0, 100.0),
     ]  # fmt: skip
+    upper_cava = [(-30.0, -16.0, 190.0), (-28.0, -14.0, 262.0), (-22.0, -20.0, 320.0)]
+    pulmonary = [(-34.0, 6.0, 215.0), (10.0, -6.0, 222.0), (44.0, 14.0, 216.0)]
     calibre = [wide + 2.0, wide + 2.0, wide + 1.0, wide, wide, wide - 1.0, wide - 1.5, wide - 2.0]
     return [
-        Part("vein", tube([(-30.0, -16.0, 190.0), (-28.0, -14.0, 262.0), (-22.0, -20.0, 320.0)], [9.5, 9.5, 8.0])),
+        Part("vein", tube(upper_cava, [9.5, 9.5, 8.0])),
         Part("vein", tube([(-20.0, 0.0, 118.0), (-22.0, -6.0, 140.0)], [12.0, 12.0]), "inferior vena cava"),
         Part("heart blood", tube([(4.0, -34.0, 190.0), (10.0, -8.0, 222.0)], [13.0, 12.0])),
-        Part("heart blood", tube([(-34.0, 6.0, 215.0), (10.0, -6.0, 222.0), (44.0, 14.0, 216.0)], [9.0, 12.0, 9.0])),
+        Part("heart blood", tube(pulmonary, [9.0, 12.0, 9.0])),
         Part("artery", tube([(-4.0, -14.0, 250.0), (-16.0, -2.0, 330.0)], [6.0, 4.5])),
         Part("artery", tube([(14.0, 12.0, 255.0), (26.0, 6.0, 330.0)], [5.0, 4.5])),
         Part("artery", tube(arch, calibre), "aorta"),
-    ]  # fmt: skip
+    ]
 
 
 def _tubes(rng: np.random.Generator) -> list[Part]:
@@ -130,6 +132,6 @@ def lesion_parts(wall: Wall, rng: np.random.Generator, count: int) -> list[Part]
         spot = np.asarray(middle) + np.clip(rng.normal(size=3), -1.6, 1.6) * spread
         radius = float(rng.uniform(8.0, 20.0))
         ball = ellipsoid((float(spot[0]), float(spot[1]), float(spot[2])), (radius, radius, radius))
-        blob = intersection(rough(ball, rng, 0.12 * radius, 2.0 * radius), inset(wall.cavity, -4.0))
+        blob = intersection(rough(ball, rng, 0.12 * radius, 2.0 * radius), wall.muscles)
         parts.append(Part("lesion", blob, "lesion"))
     return parts

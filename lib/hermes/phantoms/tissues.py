@@ -1,7 +1,7 @@
 """What a tissue looks like to each scanner.
 
-CT in Hounsfield units for three contrast phases, PET in standardised uptake values, MR in arbitrary units where
-fat of a T1-weighted image is about 1. Values are typical of an adult; a case draws its own around them.
+CT in Hounsfield units for three contrast phases, PET in standardised uptake values, MR in arbitrary units
+where fat of a T1-weighted image is about 1. Values are typical of an adult; a case draws its own around them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _TABLE: Mapping[str, tuple[float, ...]] = MappingProxyType(
 HEAD_T1: Mapping[str, float] = MappingProxyType(
     {
         "air": 0.0, "scalp": 0.92, "muscle": 0.40, "skull": 0.06, "marrow": 0.55, "cerebrospinal fluid": 0.15,
-        "grey matter": 0.50, "deep grey matter": 0.56, "white matter": 0.74, "airway": 0.02, "eye": 0.18,
+        "grey matter": 0.46, "deep grey matter": 0.53, "white matter": 0.76, "airway": 0.02, "eye": 0.18,
     }
 )  # fmt: skip
 """T1-weighted signal of the head."""

@@ -1,7 +1,7 @@
 """The trunk without its organs: outline, fat, muscles, skeleton and the cavity that the organs lie in.
 
-Body coordinates in mm: origin in the middle of the body at the second lumbar vertebra, x to the patient's left,
-y to posterior, z to superior.
+Body coordinates in mm: origin in the middle of the body at the second lumbar vertebra, x to the patient's
+left, y to posterior, z to superior.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _column(offset: Vector, radius: float, flatten: Vector) -> Shape:
 
 
 def spine_parts(rng: np.random.Generator) -> list[Part]:
-    """Vertebral bodies with a marrow core, discs, arches, canal with the cord, and the muscles beside them."""
+    """Vertebral bodies with a marrow core, discs, arches, the canal with the cord, muscles beside them."""
     wide = rng.normal(23.0, 1.0)
     bodies = _column((0.0, SPINE_Y_MM, 0.0), wide, (1.0, 1.28, 1.0))
     y = SPINE_Y_MM + 29.0
