@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 
 from hermes.campaign import rows, runs
 from hermes.campaign.database import Database
@@ -74,19 +74,20 @@ class Campaign:
         An image that is gone keeps its labels and its history.
         """
         current = set(ids)
+        with self._database.read() as session:  # mostly nothing has changed, and nobody has to wait
+            if rows.image_changes(session, current).none:
+                return [], []
         now = self._clock()
         with self._database.write() as session:
-            known = {row.id: row for row in session.scalars(select(ImageRow))}
-            gone = [row for name, row in known.items() if name not in current and row.missing_since is None]
-            back = [row for name, row in known.items() if name in current and row.missing_since is not None]
-            new = sorted(current - known.keys())
+            changes = rows.image_changes(session, current)
             # Another server may be adding the same images (not on SQLite, which is locked here).
-            rows.upsert(session, ImageRow, [{"id": name, "first_seen_at": now} for name in new], ["id"], [])
-            for row in gone:
-                row.missing_since = now
-            for row in back:
-                row.missing_since = None
-            return sorted([*new, *(row.id for row in back)]), sorted(row.id for row in gone)
+            new = [{"id": name, "first_seen_at": now} for name in changes.new]
+            rows.upsert(session, ImageRow, new, ["id"], [])
+            missing = [(name, now) for name in changes.gone] + [(name, None) for name in changes.back]
+            if missing:
+                values = [{"id": name, "missing_since": since} for name, since in missing]
+                session.execute(update(ImageRow), values)
+        return sorted([*changes.new, *changes.back]), changes.gone
 
     def images(self) -> list[ImageRecord]:
         """The images that the datastore has, by id."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
@@ -14,6 +15,30 @@ from hermes.campaign.models import ImageRow, LabelRow, VersionRow
 from hermes.campaign.records import Annotated, ImageRecord, LabelRecord, Score, VersionRecord, VersionState
 from hermes.errors import BadRequestError, NotFoundError
 from hermes.types import CaseId, StructureName
+
+
+@dataclass(frozen=True)
+class ImageChanges:
+    """How the datastore's list differs from the campaign's; each sorted."""
+
+    new: list[CaseId]
+    gone: list[CaseId]
+    back: list[CaseId]
+
+    @property
+    def none(self) -> bool:
+        """Whether the two lists are the same."""
+        return not (self.new or self.gone or self.back)
+
+
+def image_changes(session: Session, current: set[CaseId]) -> ImageChanges:
+    """What has to change so that the campaign's images are ``current``."""
+    known = {name: since for name, since in session.execute(select(ImageRow.id, ImageRow.missing_since))}
+    return ImageChanges(
+        new=sorted(current - known.keys()),
+        gone=sorted(name for name, since in known.items() if name not in current and since is None),
+        back=sorted(name for name, since in known.items() if name in current and since is not None),
+    )
 
 
 def known_image(session: Session, image_id: CaseId) -> ImageRow:
