@@ -1,8 +1,8 @@
 """Versions of a model: an immutable folder with ``model.safetensors`` and ``manifest.json``.
 
 A folder appears complete or not at all (written beside its place, flushed to disk, renamed). Weights are
-never unpickled. The manifest says what the weights are, so that nothing else is needed to use them, and holds their
-SHA-256, so that weights of another version cannot be taken for them.
+never unpickled. The manifest says what the weights are, so that nothing else is needed to use them, and holds
+their SHA-256, so that weights of another version cannot be taken for them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Manifest:
         created: ISO 8601 time in UTC.
         metrics: what was measured, by name.
         trained_on: ids of the cases it was trained on.
+        trained_rows: rows of the label space that have been learned; None: all of them.
         settings: the effective settings of the training.
         seed: of the training.
         code_version: of this package.
@@ -67,6 +68,7 @@ class Manifest:
     created: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     trained_on: tuple[str, ...] = ()
+    trained_rows: tuple[int, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     code_version: str = ""
@@ -81,6 +83,11 @@ class Manifest:
                 f"{self.network.tasks} rows."
             )
             raise CheckpointError(msg)
+
+    @property
+    def learned_rows(self) -> frozenset[int]:
+        """Rows of the label space that the weights know."""
+        return frozenset(range(len(self.label_space)) if self.trained_rows is None else self.trained_rows)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that :meth:`from_json` takes back."""
@@ -108,6 +115,8 @@ class Manifest:
             z, y, x = (int(size) for size in values["window"])
             values["window"] = (z, y, x)
             values["trained_on"] = tuple(values["trained_on"])
+            rows = values.get("trained_rows")
+            values["trained_rows"] = None if rows is None else tuple(int(row) for row in rows)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             msg = f"Expected a complete manifest, got one with a missing or wrong entry: {error}."

@@ -64,7 +64,7 @@ class Grid:
     @classmethod
     def from_ras(cls, shape: tuple[int, int, int], affine_ras: ArrayLike) -> Grid:
         """The grid of an array ``(D, H, W)`` whose affine is given in RAS mm, as NIfTI has it."""
-        return cls(shape, LPS_FROM_RAS @ np.asarray(affine_ras, dtype=np.float64))
+        return cls(shape, np.matmul(LPS_FROM_RAS, np.asarray(affine_ras, dtype=np.float64)))
 
     @classmethod
     def from_axes(
@@ -74,7 +74,7 @@ class Grid:
         spacing_xyz_mm: Sequence[float],
         direction: ArrayLike | None = None,
     ) -> Grid:
-        """The grid with its first voxel at ``origin_mm`` (LPS, xyz); columns of ``direction`` are axes x, y, z."""
+        """The grid with its first voxel at ``origin_mm`` (LPS, xyz); columns of ``direction`` are axes."""
         affine = np.eye(4)
         turn = np.eye(3) if direction is None else np.asarray(direction, dtype=np.float64).reshape(3, 3)
         affine[:3, :3] = turn * np.asarray(spacing_xyz_mm, dtype=np.float64)
@@ -128,12 +128,14 @@ class Grid:
 
     def to_mm(self, index_xyz: ArrayLike) -> NDArray[np.float64]:
         """LPS mm ``(..., 3)`` of voxel indices ``(..., 3)`` in xyz order (fractions allowed)."""
-        return np.asarray(index_xyz, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        points: NDArray[np.float64] = np.asarray(index_xyz, dtype=np.float64) @ self.affine[:3, :3].T
+        return points + self.affine[:3, 3]
 
     def to_index(self, point_mm: ArrayLike) -> NDArray[np.float64]:
         """Voxel indices ``(..., 3)`` in xyz order, with fractions, of LPS points ``(..., 3)``."""
         inverse = np.linalg.inv(self.affine)
-        return np.asarray(point_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        indices: NDArray[np.float64] = np.asarray(point_mm, dtype=np.float64) @ inverse[:3, :3].T
+        return indices + inverse[:3, 3]
 
     def corners_mm(self) -> NDArray[np.float64]:
         """``(8, 3)`` LPS mm of the centres of the eight corner voxels."""

@@ -23,8 +23,8 @@ _SHOWN_PROBLEMS = 10
 # Ours -> published, tried in order, all that match apply.
 _SHARED_RULES = (
     (r"^backbone\.", ""),
-    (r"^stem\.0\.", "inc.conv1."),
-    (r"^stem\.1\.", "inc.conv2."),
+    (r"^stem\.", "inc.conv1."),
+    (r"^stem_block\.", "inc.conv2."),
     (r"\.unit([12])\.conv\.", r".conv\1.conv."),
     (r"^modality_head\.norm\.", "mod_out.norm."),
     (r"^modality_head\.mlp\.", "mod_out.classifier."),

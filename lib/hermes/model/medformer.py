@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hermes.model.attention import BidirectionalBlock, PatchMerging, SelfAttentionLayer, SemanticMap
-from hermes.model.blocks import ResidualBlock, upsample_to
+from hermes.model.blocks import ResidualBlock, fast_layout, upsample_to
 from hermes.model.priors import PriorTables, Prompt
 from hermes.model.residual import UpLevel
 from hermes.model.universal import BackboneOutput
@@ -120,7 +120,8 @@ class MedFormerBackbone(nn.Module):
         self.feature_width = c1
         self.auxiliary_width: int | None = c3
         t3, t4, t5, t4_up, t3_up = (PriorTables(tasks, modalities, c) for c in self.fusion_widths)
-        self.stem = nn.Sequential(nn.Conv3d(1, c1, 3, padding=1, bias=False), ResidualBlock(c1, c1))
+        self.stem = nn.Conv3d(1, c1, 3, padding=1, bias=False)
+        self.stem_block = ResidualBlock(c1, c1)
         self.down1 = nn.Sequential(PatchMerging(c1, c2), ResidualBlock(c2, c2), ResidualBlock(c2, c2))
         self.down2 = EncoderStage(c2, c3, ENCODER_DEPTHS[0], t3)
         self.down3 = EncoderStage(c3, c4, ENCODER_DEPTHS[1], t4)
@@ -133,7 +134,7 @@ class MedFormerBackbone(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 1 d h w"], prompt: Prompt) -> BackboneOutput:
         """Full-resolution features, the posteriors of the five levels, quarter-resolution features."""
-        x1 = self.stem(image)  # (b, c, d, h, w)
+        x1 = self.stem_block(fast_layout(self.stem(image)))  # (b, c, d, h, w)
         x2 = self.down1(x1)  # (b, 2c, d/2, h/2, w/2)
         x3, map3, p3 = self.down2(x2, prompt)  # (b, 4c, d/4, ...)
         x4, map4, p4 = self.down3(x3, prompt)  # (b, 8c, d/8, ...)

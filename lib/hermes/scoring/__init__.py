@@ -1,1 +1,1 @@
-"""TODO."""
+"""What is measured of predictions and labels; arrays in, numbers out."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training: cases in, averaged weights out. Imports no campaign and no server."""

@@ -1,0 +1,53 @@
+# The commands to know: make serve, make test, make demo, make check. Everything else serves these.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install serve demo test check lint types bench starter phantoms clean
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+# The first Python that this project runs on; override with `make PYTHON=/path/to/python3.11 ...`.
+PYTHON  ?= $(firstword $(foreach v,python3.11 python3.12 python3.10 python3,$(shell command -v $(v) 2>/dev/null)))
+HOST    ?= 127.0.0.1
+PORT    ?= 8000
+STUDIES ?=
+CONF    ?=
+DATA    ?=
+OUT     ?= demo-out
+TESTS   ?= tests
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -ts $$'\t'
+
+install: $(VENV)/.installed  ## .venv with exactly the versions of constraints.txt
+
+$(VENV)/.installed: constraints.txt pyproject.toml
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/install.sh
+	@touch $@
+
+serve: install  ## the server: STUDIES=DIR (default: a copy of the sample campaign) CONF="key=value ..." HOST PORT
+	@$(PY) -m hermes.serve --host "$(HOST)" --port "$(PORT)" --studies "$(STUDIES)" --conf "$(CONF)"
+
+demo: install  ## an annotator played over HTTP for several rounds: DATA=DIR (images/ and labels/) OUT=demo-out
+	@$(PY) -m hermes.demo --data "$(DATA)" --out "$(OUT)" --conf "$(CONF)" $(DEMO)
+
+test: install  ## all tests; TESTS=tests/unit for a part
+	@$(PY) -m pytest $(TESTS)
+
+check: install lint types test  ## format, lint, types, tests: what CI runs
+
+lint: install
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+types: install
+	@$(PY) -m mypy
+
+starter: install  ## train the starter model again (about an hour on 2 cores)
+	@$(PY) -m hermes.starter --out apps/hermes/starter
+
+phantoms: install  ## generate sample-data/ and the pictures of docs/ again
+	@$(PY) sample-data/make_phantoms.py
+
+clean:  ## forget the environment and all output; campaigns/ stays
+	@rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,3 @@
+"""Hermes: one universal 3D segmentation model for labelling campaigns."""
+
+__version__ = "0.1.0"

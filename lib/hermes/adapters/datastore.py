@@ -1,0 +1,200 @@
+"""MONAI Label's local datastore, with every way in checked and every label version kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
+
+from hermes.adapters.errors import answers_errors
+from hermes.errors import BadImageError, BadRequestError, ConflictError, NotFoundError
+from hermes.records import Volume
+from hermes.submission import LabelArchive, Submission, read_submission
+from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.writing import write_label_map
+
+logger = logging.getLogger(__name__)
+
+IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
+_SAFE_NAME = re.compile(r"[\w][\w.\- ]*")
+_RESERVED_PARAMS = frozenset({"label_info", "absent"})
+
+
+class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
+    """Images and labels in a folder.
+
+    A submitted label (tag ``final``) is checked, archived under a new version number, recorded in the
+    campaign's database, and only then copied to where MONAI Label's clients look for it. A refused one leaves
+    everything as it was.
+    """
+
+    def __init__(
+        self,
+        studies: str,
+        *,
+        structures: tuple[str, ...],
+        archive: LabelArchive,
+        record: Callable[[str, Path, str, Submission, Mapping[str, Any]], None],
+        auto_reload: bool,
+        read_only: bool,
+    ) -> None:
+        """Open the folder.
+
+        Args:
+            studies: the folder.
+            structures: what the campaign labels.
+            archive: where label versions go.
+            record: called with (image id, archived file, its sha256, submission, params) once a label is
+                safely on disk.
+            auto_reload: watch the folder for new images.
+            read_only: do not look for new images at the start.
+        """
+        self._structures, self._archive, self._record = structures, archive, record
+        self._saving = threading.Lock()
+        super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
+
+    @answers_errors
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Check and store a label; the id of a label is the id of its image."""
+        self.require_image(image_id)
+        tag = _checked_name(str(getattr(label_tag, "value", label_tag)), "tag")
+        with self._saving:
+            if tag != DefaultLabelTag.FINAL.value:
+                return self._save_offered(image_id, Path(label_filename), tag, label_info)
+            return self._save_submitted(image_id, Path(label_filename), label_info)
+
+    def _save_submitted(self, image_id: str, file: Path, params: dict[str, Any]) -> str:
+        image = self.image(image_id)
+        submission = read_submission(file, params, image_grid=image.grid, structures=self._structures)
+        archived = self._archive.write(image_id, submission)
+        digest = hashlib.sha256(archived.read_bytes()).hexdigest()
+        self._record(image_id, archived, digest, submission, params)
+        kept = {k: v for k, v in params.items() if k not in _RESERVED_PARAMS}
+        info = kept | {
+            "label_info": [{"name": n, "idx": v} for v, n in submission.label_map.names.items()],
+            "annotated": dict(submission.annotated),
+            "version": int(archived.name.split(".")[0]),
+        }
+        return self._place(image_id, archived, DefaultLabelTag.FINAL.value, info)
+
+    def _save_offered(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> str:
+        label = read_label_map(file)
+        difference = self.image(image_id).grid.difference(label.grid)
+        if difference is not None:
+            msg = f"Expected a label on the grid of its image. {difference}"
+            raise BadRequestError(msg)
+        canonical = file.with_name(f"{file.name.split('.')[0]}-canonical.nii.gz")
+        try:
+            write_label_map(label, canonical)
+            return self._place(image_id, canonical, tag, info)
+        finally:
+            canonical.unlink(missing_ok=True)
+
+    def _place(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> str:
+        # The stock call copies in place; a crash in the middle of it costs only this copy: the archive has it.
+        label_id: str = super().save_label(image_id, str(file), tag, info)
+        return label_id
+
+    @answers_errors
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Take in an uploaded image under a new id."""
+        name = _checked_name(image_id or Path(image_filename).name.split(".")[0], "image id")
+        if name in self.list_images():
+            msg = f"Expected the id of a new image, {name!r} exists. Upload it under another id."
+            raise ConflictError(msg)
+        if not any(Path(image_filename).match(pattern) for pattern in IMAGE_PATTERNS):
+            msg = f"Expected an image file out of {IMAGE_PATTERNS}, got {Path(image_filename).suffix!r}."
+            raise BadImageError(msg)
+        read_volume(image_filename)
+        added: str = super().add_image(name, image_filename, image_info)
+        return added
+
+    @answers_errors
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image and the copies of its labels; archived label versions stay."""
+        self.require_image(image_id)
+        super().remove_image(image_id)
+
+    @answers_errors
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove the copy that viewers open; archived label versions stay."""
+        self.require_image(label_id)
+        super().remove_label(label_id, _checked_name(str(label_tag), "tag"))
+
+    @answers_errors
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Merge ``info`` into what is noted of the image."""
+        self.require_image(image_id)
+        super().update_image_info(image_id, info)
+
+    @answers_errors
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """A ZIP file of all labelled cases."""
+        if not self.datalist():
+            msg = "Expected at least one labelled image to put into an archive, there is none yet."
+            raise ConflictError(msg)
+        path: str = super().get_dataset_archive(limit_cases)
+        return path
+
+    def require_image(self, image_id: str) -> None:
+        """Nothing, if this is the id of an image here.
+
+        Raises:
+            NotFoundError: it is not.
+        """
+        if image_id not in self._datastore.objects:
+            msg = f"Expected the id of one of the {len(self.list_images())} images here, got {image_id!r}. GET /datastore/?output=all lists them."
+            raise NotFoundError(msg)
+
+    def image(self, image_id: str) -> Volume:
+        """The image of this id.
+
+        Raises:
+            NotFoundError: no such image.
+            BadImageError: it cannot be read.
+        """
+        self.require_image(image_id)
+        return read_volume(self.get_image_uri(image_id))
+
+    def restore_missing_copies(self, latest: Mapping[str, tuple[Path, Mapping[str, str], int]]) -> int:
+        """Put back submitted labels that the database knows and MONAI Label's folder lacks (after a crash).
+
+        Args:
+            latest: image id -> (archived file, annotated, version number) of the newest submission.
+        """
+        restored = 0
+        for image_id, (archived, annotated, number) in latest.items():
+            known = self._datastore.objects.get(image_id)
+            if known is None or known.labels.get(DefaultLabelTag.FINAL.value) or not archived.is_file():
+                continue
+            names = self._archive.names_of(archived)
+            info = {
+                "label_info": [{"name": n, "idx": v} for v, n in names.items()],
+                "annotated": dict(annotated),
+                "version": number,
+            }
+            self._place(image_id, archived, DefaultLabelTag.FINAL.value, info)
+            restored += 1
+        if restored:
+            logger.warning("Restored %d submitted labels from the archive", restored)
+        return restored
+
+
+def _checked_name(name: str, what: str) -> str:
+    """``name`` if it can be a file's name and nothing more.
+
+    Raises:
+        BadRequestError: it holds a path separator, starts with a dot, or the like.
+    """
+    if not _SAFE_NAME.fullmatch(name):
+        msg = f"Expected a {what} of letters, digits, '_', '-', '.' and spaces that starts with none of the last three, got {name!r}."
+        raise BadRequestError(msg)
+    return name
+

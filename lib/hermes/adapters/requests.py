@@ -1,0 +1,115 @@
+"""MONAI Label's request dictionaries, read once and checked."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hermes.errors import BadRequestError
+from hermes.types import Modality
+
+_UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+)*")
+_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
+_DTYPES = ("uint8", "uint16")
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """What an inference is asked for.
+
+    Attributes:
+        structures: names of structures; None: all that the task offers.
+        modality: said by the caller; None: decided by Hermes.
+        extension: of the answered label map.
+    """
+
+    structures: tuple[str, ...] | None
+    modality: Modality | None
+    extension: str
+
+    @classmethod
+    def parse(cls, request: Mapping[str, Any]) -> InferRequest:
+        """Read a request; keys of viewers that mean nothing here are ignored.
+
+        Raises:
+            BadRequestError: a value of the wrong type or out of its vocabulary.
+        """
+        return cls(_structures(request), _modality(request), _extension(request))
+
+
+def _structures(request: Mapping[str, Any]) -> tuple[str, ...] | None:
+    value = request.get("structures")
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if value in (None, [], ["all"]):
+        return None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        msg = f"Expected 'structures' to be a list of names, got {value!r}."
+        raise BadRequestError(msg)
+    return tuple(dict.fromkeys(value))
+
+
+def _modality(request: Mapping[str, Any]) -> Modality | None:
+    value = request.get("modality")
+    if isinstance(value, list):  # the whole vocabulary, as the task's config offers it and Slicer echoes it
+        value = value[0] if value else None
+    if value in (None, "", "auto"):
+        return None
+    try:
+        return Modality.parse(str(value))
+    except ValueError as error:
+        msg = f"Expected 'modality' to be auto or one of {[m.value for m in Modality]}, got {value!r}."
+        raise BadRequestError(msg) from error
+
+
+def _extension(request: Mapping[str, Any]) -> str:
+    extension = request.get("result_extension") or ".nii.gz"
+    if extension not in _EXTENSIONS:
+        msg = f"Expected 'result_extension' out of {_EXTENSIONS}, got {extension!r}."
+        raise BadRequestError(msg)
+    dtype = request.get("result_dtype") or "uint8"
+    if dtype not in _DTYPES:
+        msg = f"Expected 'result_dtype' out of {_DTYPES}, got {dtype!r}."
+        raise BadRequestError(msg)
+    return str(extension)
+
+
+def uploaded_file(image: str, sessions_directory: str | None) -> Path | None:
+    """The path in ``image`` if this server wrote the file itself: an upload or a session's image.
+
+    MONAI Label's endpoint passes uploads and sessions as paths in the field that else holds an image id, so
+    a client could name any file of the server there. Only its own temporary files and sessions are accepted.
+    """
+    path = Path(image)
+    if not path.is_absolute() or not path.exists():
+        return None
+    real = path.resolve()
+    if real.parent == Path(tempfile.gettempdir()).resolve() and _UPLOAD.fullmatch(real.name) and not path.is_symlink():
+        return real
+    if sessions_directory and Path(sessions_directory).resolve() in real.parents:
+        return real
+    return None
+
+
+def annotator_of(params: Mapping[str, Any]) -> str:
+    """Who sent a request: the user of the server's login, else the id that the client gives itself."""
+    return str(params.get("user") or params.get("client_id") or "anonymous")
+
+
+def steps_of(request: Mapping[str, Any]) -> int | None:
+    """``train_steps`` of a train request; None when not given.
+
+    Raises:
+        BadRequestError: not a whole number from 1 to 10,000,000.
+    """
+    value = request.get("train_steps")
+    if value in (None, 0, "0", ""):
+        return None
+    if isinstance(value, bool) or not str(value).isdecimal() or not 1 <= int(value) <= 10_000_000:
+        msg = f"Expected 'train_steps' to be a whole number from 1 to 10,000,000, or 0 for automatic, got {value!r}."
+        raise BadRequestError(msg)
+    return int(value)

@@ -1,0 +1,107 @@
+"""Where the windows lie: every one exactly once, the last of each axis flush with the border."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hermes.errors import BadRequestError
+
+Weighting = Literal["uniform", "gaussian"]
+Shape = tuple[int, int, int]
+"""Sizes or positions along (z, y, x) in voxels of the model grid."""
+
+MULTIPLE = 16
+"""Networks halve their input four times."""
+MOST_AIR = 1e-4
+"""A window is air when at most this part of its voxels is above the air level: noise has outliers."""
+GAUSSIAN_SIGMA = 1 / 8
+"""Standard deviation of the Gaussian weighting as a part of the window."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The windows over one volume.
+
+    Attributes:
+        size: of the volume.
+        window: of one window; no axis is longer than needed for the volume.
+        starts: first voxels of the windows along z, y, x; the windows are all combinations.
+    """
+
+    size: Shape
+    window: Shape
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @classmethod
+    def over(cls, size: Shape, window: Shape, overlap: float = 0.5) -> Layout:
+        """Windows that overlap by the part ``overlap``; a small volume gets a smaller one.
+
+        Raises:
+            BadRequestError: a window that is no multiple of 16, or an overlap outside 0..0.9.
+        """
+        if min(window) < MULTIPLE or any(length % MULTIPLE for length in window) or not 0 <= overlap <= 0.9:
+            msg = f"Expected a window of multiples of {MULTIPLE} and an overlap from 0 to 0.9, got {window}, {overlap}."
+            raise BadRequestError(msg)
+        fitted = [
+            min(length, -(-voxels // MULTIPLE) * MULTIPLE) for voxels, length in zip(size, window, strict=True)
+        ]
+        z, y, x = (_starts(voxels, length, overlap) for voxels, length in zip(size, fitted, strict=True))
+        return cls(size, (fitted[0], fitted[1], fitted[2]), (z, y, x))
+
+    @property
+    def padded(self) -> Shape:
+        """The size that the windows cover: the volume's, or one window where that is larger."""
+        z, y, x = (max(voxels, length) for voxels, length in zip(self.size, self.window, strict=True))
+        return z, y, x
+
+    def __len__(self) -> int:
+        return len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
+
+    def interval(self, axis: int, number: int) -> tuple[int, int]:
+        """What only windows up to ``number`` reach: from its start to the next one's, or to the border."""
+        starts = self.starts[axis]
+        return starts[number], starts[number + 1] if number + 1 < len(starts) else self.size[axis]
+
+
+def cut(array: NDArray[np.float32], start: Shape, window: Shape) -> NDArray[np.float32]:
+    """One window ``(d, h, w)``, zeros beyond the end of the array (the mean of a z-scored image)."""
+    z, y, x = start
+    part = np.asarray(array[z : z + window[0], y : y + window[1], x : x + window[2]], dtype=np.float32)
+    if part.shape == window:
+        return part
+    padded = np.zeros(window, dtype=np.float32)
+    padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
+    return padded
+
+
+def is_air(part: NDArray[np.float32], air_level: float | None) -> bool:
+    """Whether a window holds air only; a constant one is air at any level."""
+    if float(part.max()) == float(part.min()):
+        return True
+    return air_level is not None and float(np.count_nonzero(part > air_level)) <= MOST_AIR * part.size
+
+
+def axis_weights(length: int, weighting: Weighting) -> NDArray[np.float32]:
+    """``(length,)``: weight of a window's voxels along one axis; a window's weights are the outer product."""
+    if weighting == "uniform":
+        return np.ones(length, dtype=np.float32)
+    away = (np.arange(length) - (length - 1) / 2) / (GAUSSIAN_SIGMA * length)
+    # The floor keeps the product of three corner weights well above the rounding of float32.
+    weights: NDArray[np.float32] = np.maximum(np.exp(-0.5 * away**2), 1e-2).astype(np.float32)
+    return weights
+
+
+def _starts(voxels: int, length: int, overlap: float) -> tuple[int, ...]:
+    if voxels <= length:
+        return (0,)
+    step = max(1, round(length * (1 - overlap)))
+    return (*range(0, voxels - length, step), voxels - length)
+
+
+Visit = Callable[[Shape], bool]
+"""Says whether the window that starts there is to be visited."""

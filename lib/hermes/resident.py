@@ -1,0 +1,51 @@
+"""The one network in memory that all infer tasks share, and that follows the pointer to the serving version."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from hermes.checkpoint import load_checkpoint
+from hermes.device import choose_device, choose_precision
+from hermes.inference.predictor import Predictor
+from hermes.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+
+class ResidentModel:
+    """Gives the predictor of the version that answers now; a newly published one is loaded on first use."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._device = choose_device(workspace.settings.device)
+        self._lock = threading.Lock()
+        self._loaded: tuple[str, Predictor] | None = None
+
+    def predictor(self) -> Predictor:
+        """The predictor of the serving version.
+
+        A caller that holds the predictor of an older version finishes with it; the next call gets the new one.
+
+        Raises:
+            CheckpointError: the serving version cannot be read.
+        """
+        with self._lock:
+            serving = self._workspace.versions.serving()
+            if self._loaded is None or self._loaded[0] != serving.name:
+                settings = self._workspace.settings
+                net, manifest = load_checkpoint(serving.directory, self._device)
+                logger.info("Serving version %s on %s", serving.name, self._device)
+                predictor = Predictor(
+                    net,
+                    manifest,
+                    device=self._device,
+                    cache=self._workspace.cache,
+                    preparation=self._workspace.preparation(manifest),
+                    version=serving.name,
+                    overlap=settings.window_overlap,
+                    memory_bytes=int(settings.inference_memory_gib * 2**30),
+                    precision=choose_precision(settings.precision, self._device),
+                )
+                self._loaded = (serving.name, predictor)
+            return self._loaded[1]

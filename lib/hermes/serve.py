@@ -1,0 +1,109 @@
+"""``make serve``: the server on a folder of images, or on a copy of the sample campaign."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hermes.config import from_conf
+from hermes.errors import BadRequestError, HermesError
+
+PROJECT = Path(__file__).resolve().parents[2]
+APP = PROJECT / "apps" / "hermes"
+SAMPLE = PROJECT / "sample-data" / "campaign"
+CAMPAIGNS = PROJECT / "campaigns"
+_PAIR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", re.DOTALL)
+
+
+def parse_conf(text: str) -> dict[str, str]:
+    """``"structures=liver,left kidney labels_per_round=5"`` as a dictionary; values may hold spaces.
+
+    Raises:
+        BadRequestError: something stands in front of the first ``key=``, or a key comes twice.
+    """
+    text = text.strip()
+    if text and not re.match(r"\w+=", text):
+        msg = f'Expected CONF="key=value key=value ...", got {text!r}.'
+        raise BadRequestError(msg)
+    pairs = [(m.group(1), m.group(2).strip()) for m in _PAIR.finditer(text)]
+    twice = sorted({k for k, _ in pairs if [p[0] for p in pairs].count(k) > 1})
+    if twice:
+        msg = f"Expected each key of CONF once, got {twice} more than once."
+        raise BadRequestError(msg)
+    return dict(pairs)
+
+
+def sample_campaign(directory: Path) -> Path:
+    """A working copy of the sample images in ``directory``, made when it is not there."""
+    if not directory.is_dir():
+        unfinished = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
+        shutil.copytree(SAMPLE, unfinished)
+        unfinished.replace(directory)
+    return directory
+
+
+def check_port(host: str, port: int) -> None:
+    """Nothing, if the port is free.
+
+    Raises:
+        HermesError: another program listens there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            msg = f"Expected {host}:{port} to be free, got: {error.strerror}. Choose another: make serve PORT={port + 1}"
+            raise HermesError(msg) from error
+
+
+def server_arguments(studies: str, host: str, port: int, conf: Mapping[str, str]) -> list[str]:
+    """Arguments of ``monailabel`` for our ASGI app."""
+    pairs = [part for key, value in conf.items() for part in ("--conf", key, value)]
+    arguments = ["start_server", "--app", str(APP), "--studies", studies, "--host", host, "--port", str(port)]
+    return [*arguments, "--uvicorn_app", "hermes.adapters.server:app", *pairs]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server until it is stopped; 2 when the arguments are wrong."""
+    parser = argparse.ArgumentParser(prog="hermes.serve", description=__doc__)
+    parser.add_argument("--studies", default="", help="folder of images or DICOMweb URL; empty: the sample campaign")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--conf", default="", help='"key=value key=value ...", see apps/hermes/README.md')
+    given = parser.parse_args(arguments)
+    try:
+        conf = parse_conf(given.conf)
+        from_conf(conf)
+        check_port(given.host, given.port)
+    except HermesError as error:
+        sys.stderr.write(f"make serve: {error}\n")
+        return 2
+    studies = given.studies or str(sample_campaign(CAMPAIGNS / "sample"))
+    if "://" not in studies and not Path(studies).is_dir():
+        sys.stderr.write(f"make serve: expected STUDIES to be a folder of images or a DICOMweb URL, got {studies!r}.\n")
+        return 2
+    sys.stderr.write(f"Hermes starts on http://{given.host}:{given.port} with {studies} (about 10 seconds) ...\n")
+    _start(server_arguments(studies, given.host, given.port, conf))
+    return 0
+
+
+def _start(arguments: list[str]) -> None:
+    # MONAI Label's own experiment tracking refuses its default file store; curves are kept by the campaign.
+    os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    from monailabel.main import Main  # seconds of imports: only when everything else is right
+
+    sys.argv = ["monailabel", *arguments]
+    Main().run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

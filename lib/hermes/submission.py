@@ -1,0 +1,204 @@
+"""What an annotator submitted, checked and brought to the campaign's own names and numbers.
+
+A label file alone says too little: which name each value has comes with the request, and so does what was
+looked at. ``read_submission`` turns both into a `Submission` or refuses, and never guesses a name from a value.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hermes.errors import BadLabelError, BadRequestError, GeometryMismatchError, UnknownStructureError
+from hermes.geometry import Grid
+from hermes.labels.catalogue import canonical_key
+from hermes.labels.names import did_you_mean, split_protocol
+from hermes.records import LabelMap
+from hermes.transforms.reading import read_label_map
+from hermes.transforms.writing import write_label_map
+
+# Segments that viewers create for themselves and that are no structure.
+IGNORED_SEGMENTS = frozenset({"background", "background_scribbles", "foreground_scribbles"})
+PRESENT, ABSENT = "present", "absent"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A checked label.
+
+    Attributes:
+        label_map: on the image's grid; values are the campaign's own numbers of the structures.
+        annotated: structure -> ``"present"`` or ``"absent"``. What is not a key was not annotated.
+    """
+
+    label_map: LabelMap
+    annotated: Mapping[str, str]
+
+
+def campaign_values(structures: Sequence[str]) -> dict[str, int]:
+    """The label value of each structure of a campaign: its place in the list, from 1."""
+    return {name: value for value, name in enumerate(structures, start=1)}
+
+
+def match_structure(name: str, structures: Sequence[str]) -> str:
+    """The campaign's structure that a viewer's segment name means (case, underscores, side in any order).
+
+    Raises:
+        UnknownStructureError: the campaign labels nothing of this name.
+    """
+    if name in structures:
+        return name
+    wanted = canonical_key(split_protocol(name)[0])
+    found = [s for s in structures if canonical_key(split_protocol(s)[0]) == wanted]
+    if len(found) == 1:
+        return found[0]
+    problem = "is ambiguous" if found else "is not labelled in this campaign"
+    msg = (
+        f"Structure {name!r} {problem}. Expected one of: {', '.join(structures)}.{did_you_mean(name, structures)} "
+        "To add a structure, list it in the setting `structures` and restart."
+    )
+    raise UnknownStructureError(msg)
+
+
+def read_submission(
+    path: str | os.PathLike[str], params: Mapping[str, Any], *, image_grid: Grid, structures: Sequence[str]
+) -> Submission:
+    """The submission in a label file and the request's ``params``.
+
+    Args:
+        path: the label file: NIfTI, NRRD (3D Slicer's ``.seg.nrrd`` too) or MHA, on the grid of its image.
+        params: ``label_info``: ``[{"name": ..., "idx": value}, ...]``, the name of every value in the file.
+            ``absent``: names of structures that were looked for and are not there. A name in ``label_info``
+            without a voxel is *not* taken as absent: viewers list every segment, drawn or not.
+        image_grid: the grid of the image.
+        structures: what the campaign labels.
+
+    Raises:
+        BadLabelError: unreadable, no voxel and nothing declared absent, or values without a name.
+        GeometryMismatchError: not on the grid of the image.
+        UnknownStructureError: a name that the campaign does not label.
+        BadRequestError: ``label_info`` or ``absent`` is malformed.
+    """
+    label = read_label_map(path)
+    difference = image_grid.difference(label.grid)
+    if difference is not None:
+        msg = f"Expected a label on the grid of its image. {difference} Export the label with the image as reference."
+        raise GeometryMismatchError(msg)
+    absent = [match_structure(name, structures) for name in _names_in(params, "absent")]
+    names = _names_of_values(label, params, structures)
+    array, present = _renumber(label.array, names, campaign_values(structures))
+    if not present and not absent:
+        msg = (
+            "The label is empty: no voxel is drawn. If structures were looked for and are not there, say so "
+            "with params {'absent': ['<structure>', ...]}."
+        )
+        raise BadLabelError(msg)
+    both = sorted(set(present) & set(absent))
+    if both:
+        msg = f"Expected absent structures to have no voxel, but {both} are drawn. Erase them or do not call them absent."
+        raise BadLabelError(msg)
+    annotated = {name: PRESENT for name in present} | {name: ABSENT for name in absent}
+    values = {value: name for name, value in campaign_values(structures).items() if name in annotated}
+    return Submission(LabelMap(array, image_grid, values), annotated)
+
+
+def _names_in(params: Mapping[str, Any], key: str) -> list[str]:
+    value = params.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        msg = f"Expected params.{key} to be a list of structure names, got {value!r}."
+        raise BadRequestError(msg)
+    return value
+
+
+def _names_of_values(label: LabelMap, params: Mapping[str, Any], structures: Sequence[str]) -> dict[int, str]:
+    """Value in the file -> the campaign's structure, from the request, else from the file itself."""
+    given = params.get("label_info")
+    if given is None:
+        pairs = [(name, value) for value, name in label.names.items()]
+    elif isinstance(given, list) and all(isinstance(entry, dict) and "name" in entry for entry in given):
+        pairs = [(str(entry["name"]), _value_of(entry)) for entry in given]
+    else:
+        msg = f"Expected params.label_info like [{{'name': 'liver', 'idx': 1}}], got {given!r}."
+        raise BadRequestError(msg)
+    names: dict[int, str] = {}
+    for name, value in pairs:
+        if name.strip().lower() in IGNORED_SEGMENTS:
+            continue
+        if value in names:
+            msg = f"Expected one name per value in params.label_info, value {value} has {names[value]!r} and {name!r}."
+            raise BadRequestError(msg)
+        names[value] = match_structure(name, structures)
+    return names
+
+
+def _value_of(entry: Mapping[str, Any]) -> int:
+    value = entry.get("idx", entry.get("id"))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        msg = f"Expected a value ('idx', a whole number) beside the name in params.label_info, got {dict(entry)!r}."
+        raise BadRequestError(msg)
+    return value
+
+
+def _renumber(
+    array: np.ndarray[Any, Any], names: Mapping[int, str], numbers: Mapping[str, int]
+) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """(D, H, W) uint8 in the campaign's numbers, and the structures that have a voxel."""
+    values = [int(v) for v in np.unique(array) if v != 0]
+    nameless = [v for v in values if v not in names]
+    if nameless:
+        msg = (
+            f"The label has voxels of value {nameless} without a name. Expected params.label_info to name every "
+            f"value, it names {sorted(names)}."
+        )
+        raise BadLabelError(msg)
+    table = np.zeros(int(array.max(initial=0)) + 1, dtype=np.uint8)
+    for value in values:
+        table[value] = numbers[names[value]]
+    present = sorted({names[v] for v in values}, key=numbers.__getitem__)
+    return table[array], present
+
+
+class LabelArchive:
+    """Every label version ever submitted, as files that are never overwritten.
+
+    ``<directory>/<image id>/0001.nii.gz`` with ``0001.json`` beside it: the names of the values and what was
+    annotated.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(self, image_id: str, submission: Submission) -> Path:
+        """Store a submission under the next free number; both files are on disk when this returns."""
+        folder = self.directory / image_id
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.stem) for p in folder.glob("[0-9]*.json")), default=0)
+        while True:
+            note = folder / f"{number:04d}.json"
+            try:
+                with note.open("x", encoding="utf-8") as stream:  # "x": two submissions never share a number
+                    names = {str(v): n for v, n in submission.label_map.names.items()}
+                    json.dump({"names": names, "annotated": dict(submission.annotated)}, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                break
+            except FileExistsError:
+                number += 1
+        path = folder / f"{number:04d}.nii.gz"
+        write_label_map(submission.label_map, path)
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+        return path
+
+    @staticmethod
+    def names_of(path: Path) -> dict[int, str]:
+        """Value -> structure of an archived label file."""
+        note = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
+        document = json.loads(note.read_text(encoding="utf-8"))
+        return {int(value): name for value, name in document["names"].items()}
