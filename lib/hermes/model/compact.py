@@ -25,8 +25,8 @@ FUSION_DEPTHS = (1, 2, 2, 2, 1)
 def _down(channels_in: int, channels_out: int, blocks: int) -> nn.Sequential:
     """Strided convolution unit that halves the resolution, then residual blocks."""
     return nn.Sequential(
-        ConvUnit(channels_in, channels_out, stride=2),
-        *(ResidualBlock(channels_out, channels_out) for _ in range(blocks)),
+        ConvUnit(channels_in, channels_out, stride=2, fast=True),
+        *(ResidualBlock(channels_out, channels_out, fast=True) for _ in range(blocks)),
     )
 
 
@@ -36,7 +36,7 @@ class AddUp(nn.Module):
     def __init__(self, channels_low: int, channels_skip: int) -> None:
         super().__init__()
         self.narrow = nn.Conv3d(channels_low, channels_skip, 1, bias=False)
-        self.block = ResidualBlock(channels_skip, channels_skip)
+        self.block = ResidualBlock(channels_skip, channels_skip, fast=True)
 
     def forward(
         self, low: Float[Tensor, "b c d h w"], skip: Float[Tensor, "b c2 d2 h2 w2"]
@@ -51,7 +51,7 @@ class ConcatUp(nn.Module):
 
     def __init__(self, channels_low: int, channels_skip: int) -> None:
         super().__init__()
-        self.block = ResidualBlock(channels_low + channels_skip, channels_skip, shortcut_kernel=1)
+        self.block = ResidualBlock(channels_low + channels_skip, channels_skip, shortcut_kernel=1, fast=True)
 
     def forward(
         self, low: Float[Tensor, "b c d h w"], skip: Float[Tensor, "b c2 d2 h2 w2"]

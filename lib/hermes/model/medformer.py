@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hermes.model.attention import BidirectionalBlock, PatchMerging, SelfAttentionLayer, SemanticMap
-from hermes.model.blocks import ResidualBlock, fast_layout, upsample_to
+from hermes.model.blocks import ResidualBlock, upsample_to
 from hermes.model.priors import PriorTables, Prompt
 from hermes.model.residual import UpLevel
 from hermes.model.universal import BackboneOutput
@@ -134,7 +134,7 @@ class MedFormerBackbone(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 1 d h w"], prompt: Prompt) -> BackboneOutput:
         """Full-resolution features, the posteriors of the five levels, quarter-resolution features."""
-        x1 = self.stem_block(fast_layout(self.stem(image)))  # (b, c, d, h, w)
+        x1 = self.stem_block(self.stem(image))  # (b, c, d, h, w)
         x2 = self.down1(x1)  # (b, 2c, d/2, h/2, w/2)
         x3, map3, p3 = self.down2(x2, prompt)  # (b, 4c, d/4, ...)
         x4, map4, p4 = self.down3(x3, prompt)  # (b, 8c, d/8, ...)
