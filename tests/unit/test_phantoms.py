@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hermes.errors import BadRequestError, NotFoundError
 from hermes.phantoms import PhantomCase, dataset, datasets, make_case
@@ -70,6 +71,14 @@ def test_left_is_left_and_up_is_up(seed: int) -> None:
         assert left[0] - right[0] > 60.0
         assert liver[2] > right[2]
         assert right[1] > centre_lps_mm(case, "stomach")[1]
+
+
+def test_aorta_is_one_piece_without_bites() -> None:
+    case = make_case("PhantomAbdomenCT", 102)
+    value = next(v for v, name in case.names.items() if name == "aorta")
+    filled = ndimage.binary_closing(case.labels == value, iterations=2)
+    assert (filled & (case.labels == 0)).sum() < 0.05 * filled.sum()
+    assert ndimage.label(filled)[1] == 1
 
 
 def test_lungs_lie_on_their_sides_beside_the_heart() -> None:

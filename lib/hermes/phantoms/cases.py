@@ -311,13 +311,15 @@ def _organs(which: PhantomDataset, wall: trunk.Wall, rng: np.random.Generator) -
         if rng.uniform() < chance
     }
     parts = abdomen.bowel_parts(wall, rng)
-    parts += [*abdomen.bladder_parts(rng), *abdomen.pancreas_parts(wall, rng), *abdomen.vessel_parts(rng)]
+    parts += [*abdomen.bladder_parts(rng), *abdomen.pancreas_parts(wall, rng)]
+    vessels = abdomen.vessel_parts(rng)
     spleen = abdomen.spleen_parts(wall, rng)
     parts += [*abdomen.stomach_parts(wall, rng), *(spleen if "spleen" not in missing else [])]
     parts += abdomen.liver_parts(wall, rng, tumours=tumours)
     for side in ("left", "right"):  # after liver and spleen: the kidneys leave their impression in both
         kidney = abdomen.kidney_parts(wall, rng, side, tumour=kidney_tumour and side == ill)
         parts += kidney if f"{side} kidney" not in missing else []
+    parts += vessels  # after their branches to the kidneys, which would bite into them
     gallbladder = abdomen.gallbladder_parts(rng)
     return parts + (gallbladder if "gallbladder" not in missing else [])
 
