@@ -90,7 +90,9 @@ def tube(path: Sequence[Vector], radii: Sequence[float], flatten: Vector = (1.0,
         for start, stop, first, last in zip(nodes[:-1], nodes[1:], radii[:-1], radii[1:], strict=True):
             way = stop - start
             offset = [points[i] * scale[i] - start[i] for i in range(3)]
-            along = np.clip(sum(offset[i] * way[i] for i in range(3)) / (way @ way), 0.0, 1.0)
+            along = np.clip(
+                sum(offset[i] * way[i] for i in range(3)) / max(float(way @ way), 1e-12), 0.0, 1.0
+            )
             gap = np.sqrt(sum((offset[i] - along * way[i]) ** 2 for i in range(3)))
             here = first + (last - first) * along - gap
             best = here if best is None else np.maximum(best, here)
