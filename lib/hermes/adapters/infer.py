@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from hermes.adapters.errors import answers_errors
+from hermes.adapters.images import resolve_image
 from hermes.adapters.requests import InferRequest
 from hermes.errors import NotFoundError
 from hermes.records import LabelMap, Prediction
@@ -19,8 +21,6 @@ from hermes.submission import campaign_values, match_structure
 from hermes.transforms.writing import write_label_map
 from hermes.types import Modality
 from hermes.workspace import Bindings, Workspace
-
-logger = logging.getLogger(__name__)
 
 
 class HermesInferTask(InferTask):  # type: ignore[misc]
@@ -69,10 +69,30 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         return [match_structure(name, bindings.structures) for name in asked.structures]
 
 
+def run_infer(
+    task: HermesInferTask, request: Mapping[str, Any], datastore: Datastore, sessions_directory: str | None
+) -> dict[str, Any]:
+    """Run the task on the image of a request; with ``save_label`` its answer becomes the offered label.
+
+    MONAI Label's own `infer` is not called: for an id that is also the name of a file in the server's
+    working directory it would read that file.
+
+    Raises:
+        NotFoundError: no image has this id, or no asked structure has been learned.
+        BadRequestError: a path to a file that was not uploaded, or another malformed option.
+        BadImageError: the image cannot be read.
+    """
+    image, path = resolve_image(request.get("image"), datastore, sessions_directory)
+    file, params = task({**request, "image": str(path)})
+    label = file
+    if file and image is not None and request.get("save_label"):
+        tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value
+        label = datastore.save_label(image, file, tag, {"model": request.get("model"), "params": params})
+    return {"label": label, "tag": DefaultLabelTag.ORIGINAL.value, "file": file, "params": params}
+
+
 def _in_campaign_values(prediction: Prediction, values: Mapping[str, int]) -> LabelMap:
     """The predicted label map with each structure's value in the campaign."""
-    import numpy as np
-
     given = prediction.label_map
     table = np.zeros(int(given.array.max(initial=0)) + 1, dtype=np.uint8)
     names = {}

@@ -29,6 +29,7 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
     """`AsyncTask` that checks a train request first, and never lets two trainings exist."""
 
     check: Check | None = None
+    on_stop: Callable[[], None] | None = None
 
     @staticmethod
     def run(
@@ -52,6 +53,13 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
                 return None, "A training is running. Wait for it, or stop it with DELETE /train/."
             return AsyncTask.run(method, request, params, force_sync, False)  # type: ignore[no-any-return]
 
+    @staticmethod
+    def stop(method: str) -> Any:
+        """Stop the task; a training is noted as stopped first, so that nobody takes its end for a crash."""
+        if method == "train" and GuardedTask.on_stop is not None and is_training():
+            GuardedTask.on_stop()
+        return AsyncTask.stop(method)
+
 
 def is_training() -> bool:
     """Whether a training was submitted to this server and has not ended."""
@@ -71,7 +79,7 @@ def refuse_paths(request: Mapping[str, Any]) -> None:
             raise BadRequestError(msg)
 
 
-def install(check: Check) -> None:
-    """Let MONAI Label's train endpoint go through `GuardedTask` with this check from now on."""
-    GuardedTask.check = check
+def install(check: Check, on_stop: Callable[[], None]) -> None:
+    """Let MONAI Label's train endpoint go through `GuardedTask` with these callbacks from now on."""
+    GuardedTask.check, GuardedTask.on_stop = staticmethod(check), staticmethod(on_stop)
     train_endpoint.AsyncTask = GuardedTask

@@ -1,31 +1,37 @@
 """Sliding-window inference whose memory does not grow with tasks times volume.
 
-Windows are visited line by line (x fastest), each exactly once. What a window gave is kept in its smaller form: the
-feature maps and the classifier weights, or the probabilities where fewer tasks than channels were asked for. As
-soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks are computed from
-what was kept, averaged over the windows, reduced to labels and a few sums per task, and forgotten.
+Windows are visited line by line (x fastest), each exactly once. What a window gave is kept in its smaller
+form: the feature maps and the classifier weights, or the probabilities where fewer tasks than channels were
+asked for. As soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks
+are computed from what was kept, averaged over the windows, reduced to labels and a few sums per task, and
+forgotten.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hermes.errors import BusyError, CancelledError
+from hermes.inference.averaging import Averager, Piece
 from hermes.inference.labelmap import Containers
-from hermes.inference.memory import OutOfMemory, Plan, out_of_memory_as_one, plan_for
+from hermes.inference.memory import (
+    SMALLEST_SLAB_BYTES,
+    OutOfMemory,
+    Plan,
+    out_of_memory_as_one,
+    plan_for,
+)
 from hermes.inference.reduction import Reduction
-from hermes.inference.windows import Layout, Shape, Weighting, axis_weights, cut, is_air
-
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""First voxel and one beyond the last along (z, y, x) of the model grid."""
+from hermes.inference.windows import Box, Layout, Shape, Weighting, cut, is_air
 
 DEFAULT_BUDGET_BYTES = 1280 * 2**20
 """For what is kept of the windows and the slab in work; the network's activations come on top."""
@@ -94,7 +100,7 @@ class Segmentation:
         uncertainty_map: ``(D, H, W)`` float16 in bits, when asked for.
         windows: visited.
         windows_skipped: left out.
-        plan: that the run ended with.
+        plan: that the run ended with; None when no window was visited.
     """
 
     labels: NDArray[Any]
@@ -104,31 +110,7 @@ class Segmentation:
     uncertainty_map: NDArray[np.float16] | None
     windows: int
     windows_skipped: int
-    plan: Plan
-
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """What one window gave for one interval of z."""
-
-    start: Shape
-    values: Float[Tensor, "m d h w"]  # features, or probabilities when weights is None
-    weights: Float[Tensor, "n c"] | None
-
-
-@dataclass
-class _Run:
-    """One run over one volume: the state that lives between windows."""
-
-    net: Encoder
-    array: Any
-    request: Request
-    settings: EngineSettings
-    device: torch.device
-    layout: Layout
-    plan: Plan
-    reduction: Reduction
-    kept: dict[int, list[_Piece]] = field(default_factory=dict)  # by number of the z interval
+    plan: Plan | None
 
 
 def segment(
@@ -150,34 +132,201 @@ def segment(
         settings: how.
         device: of the network; bfloat16 autocast on a GPU, float32 elsewhere.
         on_progress: called with (windows done, windows in all).
-        should_stop: asked before every pass.
+        should_stop: asked before every pass of the network and every slab.
 
     Raises:
         CancelledError: ``should_stop`` said so.
         BusyError: there is not enough memory even for the smallest plan.
     """
-    size: Shape = (int(array.shape[0]), int(array.shape[1]), int(array.shape[2]))
-    layout = Layout.over(size, settings.window, settings.overlap)
-    visits = _visits(layout, array, request, skip_air=settings.skip_air)
-    reduction = Reduction(size, len(request.rows), request.containers, with_map=settings.uncertainty_map)
-    plan = Plan(max(1, settings.batch), 1, half=False, on_cpu=True)  # replaced once the channels are known
-    run = _Run(net, array, request, settings, device, layout, plan, reduction)
-    total = sum(len(line) for line in visits.values())
-    done = 0
-    planned = False
+    run = _Run(net, array, request, settings, device, should_stop or _never)
     with torch.inference_mode():
+        return run.go(on_progress)
+
+
+def _never() -> bool:
+    return False
+
+
+class _Run:
+    """One run over one volume: the state that lives between windows."""
+
+    def __init__(
+        self,
+        net: Encoder,
+        array: Any,
+        request: Request,
+        settings: EngineSettings,
+        device: torch.device,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.net, self.array, self.request, self.settings = net, array, request, settings
+        self.device, self.should_stop = device, should_stop
+        self._is_gpu = device.type == "cuda"
+        depth, height, width = (int(size) for size in array.shape)
+        self.layout = Layout.over((depth, height, width), settings.window, settings.overlap)
+        self.reduction = Reduction(
+            (depth, height, width), request.containers, with_map=settings.uncertainty_map
+        )
+        self.plan: Plan | None = None  # made when the first window has shown how wide the features are
+        self.kept: dict[int, list[Piece]] = {}  # by number of the z interval
+        self.averager = Averager(len(request.rows), self.layout.window, settings.weighting)
+
+    def go(self, on_progress: Callable[[int, int], None] | None) -> Segmentation:
+        """Visits all windows, finishes every region as soon as it is final."""
+        zs, ys, xs = self.layout.starts
+        visits = {
+            (row, line): [(z, y, x) for x in xs if self._is_wanted((z, y, x))]
+            for row, z in enumerate(zs)
+            for line, y in enumerate(ys)
+        }
+        total, done = sum(len(starts) for starts in visits.values()), 0
         for (row, line), starts in visits.items():
-            while starts:
-                if should_stop is not None and should_stop():
-                    msg = "The inference was stopped on request."
-                    raise CancelledError(msg)
-                batch, starts = starts[: run.plan.batch], starts[run.plan.batch :]
-                if not planned:
-                    batch, starts = batch[:1], [*batch[1:], *starts]
-                starts = [*_pass(run, row, batch, plan_first=not planned), *starts]
-                planned = True
-                done = total - len(starts) - _left(visits, row, line)
+            waiting = deque(starts)
+            while waiting:
+                self._check_stop()
+                wished = 1 if self.plan is None else self.plan.batch
+                batch = [waiting.popleft() for _ in range(min(wished, len(waiting)))]
+                try:
+                    with out_of_memory_as_one():
+                        self._visit(row, batch)
+                except OutOfMemory as error:
+                    self._make_smaller(error)
+                    waiting.extendleft(reversed(batch))
+                    continue
+                done += len(batch)
                 if on_progress is not None:
                     on_progress(done, total)
-            _finish_line(run, row, line)
-    return reduction.result(windows=total, windows_skipped=len(layout) - total, plan=run.plan)
+            self._finish(row, line)
+        reduced = self.reduction.result()
+        values = {item.name: getattr(reduced, item.name) for item in dataclasses.fields(reduced)}
+        skipped = len(self.layout) - total
+        return Segmentation(**values, windows=total, windows_skipped=skipped, plan=self.plan)
+
+    def _check_stop(self) -> None:
+        if self.should_stop():
+            msg = "The inference was stopped on request."
+            raise CancelledError(msg)
+
+    def _is_wanted(self, start: Shape) -> bool:
+        box = self.request.roi
+        if box is not None and any(
+            first + length <= low or first >= high
+            for first, length, (low, high) in zip(start, self.layout.window, box, strict=True)
+        ):
+            return False
+        part = cut(self.array, start, self.layout.window) if self.settings.skip_air else None
+        return part is None or not is_air(part, self.request.air_level)
+
+    def _visit(self, row: int, batch: Sequence[Shape]) -> None:
+        """Runs some windows of one line and keeps what they gave; all of them or, out of memory, none."""
+        features, weights = self._encode(batch)
+        plan = self.plan or self._first_plan(features)
+        if plan.on_cpu:
+            features, weights = features.cpu(), weights.cpu()
+        by_probability = weights.shape[1] < features.shape[1]  # the smaller of the two is kept
+        if by_probability:
+            logits = torch.bmm(weights, features.flatten(2).float())
+            features = logits.sigmoid_().view(*weights.shape[:2], *features.shape[2:])
+        dtype = torch.float16 if plan.half and features.dtype == torch.float32 else features.dtype
+        pieces: list[tuple[int, Piece]] = []
+        for number in range(row, len(self.layout.starts[0])):
+            low, high = self.layout.interval(0, number)
+            for place, (z, y, x) in enumerate(batch):
+                part = features[place, :, low - z : high - z]
+                if part.shape[1] > 0:  # a copy of its own, so that each interval can be forgotten alone
+                    values = torch.empty(part.shape, dtype=dtype, device=part.device).copy_(part)
+                    own = None if by_probability else weights[place]
+                    pieces.append((number, Piece((low, y, x), low - z, values, own)))
+        self.plan = plan
+        for number, piece in pieces:
+            self.kept.setdefault(number, []).append(piece)
+
+    def _encode(self, batch: Sequence[Shape]) -> tuple[Tensor, Tensor]:
+        """``features (b, c, d, h, w)`` as the network gives them, ``class_weights (b, n, c)`` float32."""
+        windows = np.stack([cut(self.array, start, self.layout.window) for start in batch])
+        image = torch.from_numpy(windows)[:, None].to(self.device)  # (b, 1, d, h, w)
+        rows = torch.tensor([self.request.rows] * len(batch), device=self.device)
+        modality = self.request.modality_row
+        modalities = torch.full((len(batch),), modality or 0, device=self.device)
+        known = torch.full((len(batch),), modality is not None, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_gpu):
+            encoded = self.net.encode(image, rows, modalities, modality_known=known)
+        return encoded.features, encoded.class_weights.float()
+
+    def _first_plan(self, features: Tensor) -> Plan:
+        """The plan, now that the width of the features is known."""
+        z_window, y_window, x_window = self.layout.window
+        _, lines, columns = (len(starts) for starts in self.layout.starts)
+        # At most the upper halves of one row of windows, the lower halves of two lines.
+        windows = columns * (0.5 * lines + 0.5 * min(lines, 3))
+        if len(self.layout.starts[0]) == 1:
+            windows = columns * min(lines, 3)
+        channels = min(features.shape[1], len(self.request.rows))
+        return plan_for(
+            self.settings.budget_bytes,
+            int(windows * channels * z_window * y_window * x_window),
+            batch=max(1, self.settings.batch),
+            device=self.device,
+            native_half=features.dtype in (torch.bfloat16, torch.float16),
+        )
+
+    def _make_smaller(self, error: OutOfMemory) -> None:
+        """Goes on with a smaller plan.
+
+        Raises:
+            BusyError: there is none.
+        """
+        if self.plan is not None:
+            smaller = self.plan.smaller()
+        else:  # not even one window was kept: the only thing to give up is keeping on the GPU
+            smaller = Plan(1, SMALLEST_SLAB_BYTES, half=False, on_cpu=True) if self._is_gpu else None
+        if smaller is None:
+            msg = (
+                "Expected enough memory for one window, got none. Use a smaller window or network, or free "
+                "memory on the device."
+            )
+            raise BusyError(msg) from error
+        self.plan = smaller
+        self.averager.forget()
+        if smaller.on_cpu:
+            self.kept = {number: [piece.on_cpu() for piece in pieces] for number, pieces in self.kept.items()}
+        if self._is_gpu:
+            torch.cuda.empty_cache()
+
+    def _finish(self, row: int, line: int) -> None:
+        """Reduces what became final with the last window of a line, and forgets what no later one needs."""
+        region = [self.layout.interval(0, row), self.layout.interval(1, line), (0, self.layout.size[2])]
+        if self.request.roi is not None:
+            region = [
+                (max(low, first), min(high, last))
+                for (low, high), (first, last) in zip(region, self.request.roi, strict=True)
+            ]
+        z_range, y_range, x_range = region
+        if all(low < high for low, high in region):
+            self._reduce(row, (z_range, y_range, x_range))
+        last_line = line + 1 == len(self.layout.starts[1])
+        end = self.layout.interval(1, line)[1]
+        self.kept[row] = [] if last_line else [piece for piece in self.kept.get(row, []) if piece.end_y > end]
+
+    def _reduce(self, row: int, region: Box) -> None:
+        """Averages and reduces a region slab by slab, in ever smaller slabs when memory runs out."""
+        (z, z_end), (y_start, y_end), x_range = region
+        y = y_start
+        while z < z_end and self.plan is not None:
+            self._check_stop()
+            voxels = max(1, self.plan.slab_bytes // (4 * len(self.request.rows)) // (x_range[1] - x_range[0]))
+            height = min(y_end - y, voxels)
+            # Several planes only when they are whole, so that slabs stay boxes.
+            depth = min(z_end - z, voxels // height) if height == y_end - y_start else 1
+            slab: Box = ((z, z + depth), (y, y + height), x_range)
+            pieces = [piece for piece in self.kept.get(row, []) if piece.overlap(slab) is not None]
+            try:
+                with out_of_memory_as_one():
+                    if pieces:
+                        self.reduction.add(self.averager.average(pieces, slab), slab)
+            except OutOfMemory as error:
+                self._make_smaller(error)
+                continue
+            y += height
+            if y >= y_end:
+                y, z = y_start, z + depth

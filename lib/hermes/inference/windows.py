@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +13,8 @@ from hermes.errors import BadRequestError
 Weighting = Literal["uniform", "gaussian"]
 Shape = tuple[int, int, int]
 """Sizes or positions along (z, y, x) in voxels of the model grid."""
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""First voxel and one beyond the last along (z, y, x) of the model grid."""
 
 MULTIPLE = 16
 """Networks halve their input four times."""
@@ -45,10 +46,14 @@ class Layout:
             BadRequestError: a window that is no multiple of 16, or an overlap outside 0..0.9.
         """
         if min(window) < MULTIPLE or any(length % MULTIPLE for length in window) or not 0 <= overlap <= 0.9:
-            msg = f"Expected a window of multiples of {MULTIPLE} and an overlap from 0 to 0.9, got {window}, {overlap}."
+            msg = (
+                f"Expected a window of multiples of {MULTIPLE} and an overlap from 0 to 0.9, got {window} and "
+                f"{overlap}."
+            )
             raise BadRequestError(msg)
         fitted = [
-            min(length, -(-voxels // MULTIPLE) * MULTIPLE) for voxels, length in zip(size, window, strict=True)
+            min(length, -(-voxels // MULTIPLE) * MULTIPLE)
+            for voxels, length in zip(size, window, strict=True)
         ]
         z, y, x = (_starts(voxels, length, overlap) for voxels, length in zip(size, fitted, strict=True))
         return cls(size, (fitted[0], fitted[1], fitted[2]), (z, y, x))
@@ -101,7 +106,3 @@ def _starts(voxels: int, length: int, overlap: float) -> tuple[int, ...]:
         return (0,)
     step = max(1, round(length * (1 - overlap)))
     return (*range(0, voxels - length, step), voxels - length)
-
-
-Visit = Callable[[Shape], bool]
-"""Says whether the window that starts there is to be visited."""

@@ -1,0 +1,95 @@
+"""The MONAI Label app. MONAI Label loads this file and takes the one class in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+
+import hermes
+from hermes.adapters.build import build
+from hermes.adapters.errors import answers_errors
+from hermes.adapters.infer import run_infer
+from hermes.errors import BadRequestError, NotFoundError
+
+
+class HermesApp(MONAILabelApp):  # type: ignore[misc]
+    """Wires the parts of Hermes into MONAI Label; everything they do is in ``hermes.adapters``."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self.parts = build(app_dir, studies, conf)
+        labels = list(self.parts.workspace.bindings().structures)
+        description = "One universal 3D segmentation model for labelling campaigns"
+        super().__init__(app_dir, studies, conf, "Hermes", description, hermes.__version__, labels)
+        self._auto_update_scoring = False  # the supervisor scores; the stock way starts a process per request
+
+    def init_datastore(self) -> Datastore:
+        """The images and labels of the campaign."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return self.parts.datastore(self.studies)
+
+    def init_infers(self) -> dict[str, Any]:
+        """Infer tasks by name."""
+        return self.parts.infers()
+
+    def init_trainers(self) -> dict[str, Any]:
+        """Trainers by name."""
+        return self.parts.trainers()
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Strategies by name."""
+        return self.parts.strategies()
+
+    def init_scoring_methods(self) -> dict[str, Any]:
+        """Scoring methods by name."""
+        return self.parts.scoring_methods()
+
+    def on_init_complete(self) -> None:
+        """The server process is up: training and scoring may start by themselves."""
+        super().on_init_complete()
+        self.parts.serve(self._datastore)
+
+    @answers_errors
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """Segment an image of the campaign, an upload or a session."""
+        if request.get("model") not in self._infers:
+            msg = f"Expected one of the models {list(self._infers)}, got {request.get('model')!r}."
+            raise NotFoundError(msg)
+        sessions = self._sessions.store_path if self._sessions else None
+        return run_infer(self._infers[request["model"]], request, datastore or self._datastore, sessions)
+
+    @answers_errors
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The image to label next; 200 with a reason and no id when there is none."""
+        strategy = self._strategies.get(request.get("strategy"))
+        if strategy is None:
+            msg = f"Expected one of the strategies {list(self._strategies)}, got {request.get('strategy')!r}."
+            raise NotFoundError(msg)
+        sample: dict[str, Any] = strategy(request, self._datastore)
+        if sample["id"] is None:
+            # Viewers take an answer without id for "nothing left"; an error status would be shown as a crash.
+            raise HTTPException(status_code=200, detail=sample["reason"])
+        return {**sample, "path": self._datastore.get_image_uri(sample["id"])}
+
+    @answers_errors
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """Run one scoring method."""
+        if request.get("method") not in self._scoring_methods:
+            msg = f"Expected one of the scoring methods {list(self._scoring_methods)}, got {request.get('method')!r}."
+            raise NotFoundError(msg)
+        return super().scoring(request, datastore)
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """A submitted label is stored: a round may be full."""
+        self.parts.label_saved()
+
+    @answers_errors
+    def model_file(self, model: str, validate: bool = True) -> str | None:
+        """A copy of the serving weights to download; uploading over them is refused."""
+        if not validate:
+            msg = "Expected models to be published by training or by `hermes import`; a version is never overwritten."
+            raise BadRequestError(msg)
+        return self.parts.exported_weights() if model in self._infers else None

@@ -1,0 +1,159 @@
+"""From ``--conf`` to everything that the app registers."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings as monai_settings
+from monailabel.interfaces.datastore import Datastore
+
+from hermes.adapters import training_guard
+from hermes.adapters.datastore import HermesLocalDatastore
+from hermes.adapters.infer import HermesInferTask
+from hermes.adapters.requests import annotator_of, steps_of
+from hermes.adapters.scoring import AgreementScoring, UncertaintyScoring
+from hermes.adapters.strategy import HermesStrategy
+from hermes.adapters.supervisor import Supervisor
+from hermes.adapters.train import HermesTrainTask
+from hermes.checkpoint import WEIGHTS_FILE
+from hermes.config import from_conf
+from hermes.errors import NotFoundError
+from hermes.pool import PoolScorer
+from hermes.queueing import Queue
+from hermes.resident import ResidentModel
+from hermes.rounds import require_labels
+from hermes.strategies import STRATEGIES, get_strategy
+from hermes.submission import Submission
+from hermes.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+MODEL = "hermes"  # name of the infer task and of the trainer
+
+
+@dataclass
+class Parts:
+    """What one app consists of; the methods are what happens between its parts."""
+
+    workspace: Workspace
+    resident: ResidentModel
+    scorer: PoolScorer
+    queue: Queue
+    supervisor: Supervisor | None = None
+
+    def record_label(
+        self, image_id: str, path: Path, sha256: str, submission: Submission, params: Mapping[str, Any]
+    ) -> None:
+        """Note a submitted label in the database and give its image free."""
+        annotator = annotator_of(params)
+        offered = params.get("model_version")
+        self.workspace.campaign.record_label(
+            image_id, "final", str(path), sha256, annotator, submission.annotated,
+            offered if isinstance(offered, str) else None,
+        )  # fmt: skip
+        self.workspace.campaign.release(image_id)
+
+    def datastore(self, studies: str) -> Datastore:
+        """The local datastore of ``studies`` with this campaign behind it."""
+        store = HermesLocalDatastore(
+            studies,
+            structures=self.workspace.bindings().structures,
+            archive=self.workspace.archive,
+            record=self.record_label,
+            auto_reload=monai_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=monai_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+        latest = {
+            label.image_id: (Path(label.path), {k: v.value for k, v in label.annotated.items()}, label.number)
+            for label in self.workspace.campaign.labels()
+        }
+        store.restore_missing_copies(latest)
+        return store
+
+    def infers(self) -> dict[str, Any]:
+        """Infer tasks by name."""
+        return {MODEL: HermesInferTask(self.workspace, self.resident)}
+
+    def trainers(self) -> dict[str, Any]:
+        """Trainers by name."""
+        return {MODEL: HermesTrainTask(self.workspace)}
+
+    def strategies(self) -> dict[str, Any]:
+        """Strategies by name, the campaign's own first: viewers preselect the first."""
+        names = sorted(STRATEGIES, key=lambda name: name != self.workspace.settings.strategy)
+        return {name: HermesStrategy(get_strategy(name), self.queue) for name in names}
+
+    def scoring_methods(self) -> dict[str, Any]:
+        """Scoring methods by name."""
+        return {"uncertainty": UncertaintyScoring(self.scorer), "agreement": AgreementScoring()}
+
+    def serve(self, datastore: Datastore) -> None:
+        """Begin what only the server process does."""
+        training_guard.install(self._check_training, self._note_stop)
+        self.supervisor = Supervisor(
+            self.workspace,
+            datastore,
+            self.scorer,
+            start_training=_start_training,
+            is_training=training_guard.is_training,
+        )
+        self.supervisor.start()
+
+    def label_saved(self) -> None:
+        """A label has come in: look whether a round is full."""
+        if self.supervisor is not None:
+            self.supervisor.wake()
+
+    def exported_weights(self) -> str:
+        """Path of a copy of the serving weights, for download; whatever is done to it, the version stays."""
+        serving = self.workspace.versions.serving()
+        copy = self.workspace.directory / "exports" / f"{serving.name}.safetensors"
+        if not copy.is_file():
+            copy.parent.mkdir(exist_ok=True)
+            partial = copy.with_suffix(f".{threading.get_ident()}.tmp")
+            shutil.copy(serving.directory / WEIGHTS_FILE, partial)
+            partial.replace(copy)
+        return str(copy)
+
+    def _check_training(self, request: Mapping[str, Any]) -> None:
+        if request.get("model") not in (MODEL, None):
+            msg = f"Expected the trainer {MODEL!r}, got {request.get('model')!r}."
+            raise NotFoundError(msg)
+        steps_of(request)
+        require_labels(self.workspace)
+
+    def _note_stop(self) -> None:
+        run = self.workspace.campaign.current_run()
+        if run is not None:
+            self.workspace.campaign.stop_run(run.id)
+            self.workspace.progress.write(phase="stopped", reason="stopped on request")
+
+
+def _start_training() -> None:
+    training_guard.GuardedTask.run("train", {"model": MODEL})
+
+
+def build(app_dir: str, studies: str, conf: Mapping[str, str]) -> Parts:
+    """Open the campaign on ``studies`` as ``conf`` says.
+
+    Raises:
+        UnknownSettingError: a key that no setting has.
+        BadRequestError: a value that cannot be read.
+        CheckpointError: the model cannot be read.
+    """
+    settings = from_conf(conf)
+    workspace = Workspace(settings, studies, starter=Path(app_dir) / "starter")
+    resident = ResidentModel(workspace)
+    queue = Queue(
+        workspace.campaign,
+        lease_s=60 * settings.lease_minutes,
+        seed=settings.seed,
+        serving_version=lambda: workspace.versions.serving().name,
+    )
+    return Parts(workspace, resident, PoolScorer(workspace, resident), queue)

@@ -1,0 +1,33 @@
+"""Which file a request's ``image`` means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+
+from hermes.adapters.requests import uploaded_file
+from hermes.errors import BadRequestError, NotFoundError
+
+
+def resolve_image(image: Any, datastore: Datastore, sessions_directory: str | None) -> tuple[str | None, Path]:
+    """``(id, file)`` of an image of the datastore; the id is None for a file that was sent to this server.
+
+    Raises:
+        NotFoundError: no image has this id.
+        BadRequestError: a path to a file that was not uploaded to this server.
+    """
+    if not isinstance(image, str) or not image:
+        msg = f"Expected 'image' to be the id of an image, got {image!r}."
+        raise BadRequestError(msg)
+    if image in datastore.list_images():
+        return image, Path(datastore.get_image_uri(image))
+    upload = uploaded_file(image, sessions_directory)
+    if upload is not None:
+        return None, upload
+    if "/" in image or "\\" in image:
+        msg = f"Expected the id of an image, got a path: {image!r}. Files outside the datastore are not read; upload the image."
+        raise BadRequestError(msg)
+    msg = f"Expected the id of one of the images of this campaign, got {image!r}. GET /datastore/?output=all lists them."
+    raise NotFoundError(msg)

@@ -1,0 +1,57 @@
+"""Scoring methods as MONAI Label lists and calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from hermes.pool import PoolScorer
+from hermes.scoring.agreement import dice
+from hermes.transforms.reading import read_label_map
+
+
+class UncertaintyScoring(ScoringMethod):  # type: ignore[misc]
+    """Scores the unlabelled images with the serving model, for the strategies."""
+
+    def __init__(self, scorer: PoolScorer) -> None:
+        self._scorer = scorer
+        super().__init__("Mean entropy of the serving model in and around its structures, per unlabelled image")
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """How many images were scored now."""
+        images = {i: Path(datastore.get_image_uri(i)) for i in datastore.get_unlabeled_images()}
+        return {"scored": sum(1 for _ in self._scorer.score(images))}
+
+
+class AgreementScoring(ScoringMethod):  # type: ignore[misc]
+    """Dice between the offered ("original") and the submitted ("final") label of each image that has both."""
+
+    def __init__(self) -> None:
+        super().__init__("Dice between offered and submitted labels")
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Image -> structure -> Dice, over the structures that were annotated."""
+        result: dict[str, dict[str, float]] = {}
+        for image_id in datastore.list_images():
+            tags = datastore.get_labels_by_image_id(image_id)
+            if {DefaultLabelTag.ORIGINAL.value, DefaultLabelTag.FINAL.value} <= {str(t) for t in tags}:
+                result[image_id] = _agreement(datastore, image_id)
+        return result
+
+
+def _agreement(datastore: Datastore, image_id: str) -> dict[str, float]:
+    offered, submitted = (
+        read_label_map(datastore.get_label_uri(image_id, tag.value))
+        for tag in (DefaultLabelTag.ORIGINAL, DefaultLabelTag.FINAL)
+    )
+    annotated = datastore.get_label_info(image_id, DefaultLabelTag.FINAL.value).get("label_info", [])
+    named = datastore.get_label_info(image_id, DefaultLabelTag.ORIGINAL.value).get("params", {}).get("label_names", {})
+    return {
+        entry["name"]: round(dice(offered.array == named[entry["name"]], submitted.array == entry["idx"]), 4)
+        for entry in annotated
+        if entry["name"] in named
+    }

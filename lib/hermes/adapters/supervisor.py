@@ -1,0 +1,84 @@
+"""What the server does by itself: start training when a round is full, score the pool after a publication."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from monailabel.interfaces.datastore import Datastore
+
+from hermes.campaign.campaign import Campaign
+from hermes.campaign.records import RunState
+from hermes.campaign.runs import PROCESS_DIED
+from hermes.pool import PoolScorer
+from hermes.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+
+
+def training_due(campaign: Campaign, labels_per_round: int) -> bool:
+    """Whether so many images have new labels that a round should begin.
+
+    A round that failed, or that somebody stopped, is not tried again with the same labels: it takes as many
+    more. One whose process died with its server is.
+    """
+    if labels_per_round <= 0 or campaign.labels_since_last_training() < labels_per_round:
+        return False
+    runs = campaign.runs()
+    last = runs[-1] if runs else None
+    if last is None or last.state is RunState.DONE or last.reason == PROCESS_DIED:
+        return True
+    return sum(label.id not in last.label_ids for label in campaign.labels()) >= labels_per_round
+
+
+class Supervisor:
+    """A thread of the server process."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        datastore: Datastore,
+        scorer: PoolScorer,
+        *,
+        start_training: Callable[[], None],
+        is_training: Callable[[], bool],
+    ) -> None:
+        self._workspace, self._datastore, self._scorer = workspace, datastore, scorer
+        self._start_training, self._is_training = start_training, is_training
+        self._wake = threading.Event()
+
+    def start(self) -> None:
+        """Begin; the thread ends with the process."""
+        threading.Thread(target=self._run, name="hermes-supervisor", daemon=True).start()
+
+    def wake(self) -> None:
+        """Look at once: a label has come in."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001  # the thread must outlive a full disk or a locked database
+                logger.exception("The supervisor met an error and goes on")
+            self._wake.wait(INTERVAL_S)
+            self._wake.clear()
+
+    def look(self) -> None:
+        """Do what is due now."""
+        campaign = self._workspace.campaign
+        campaign.sync_images(self._datastore.list_images())
+        if self._is_training() or campaign.current_run() is not None:
+            return
+        if training_due(campaign, self._workspace.settings.labels_per_round):
+            logger.info("A round is full: training starts")
+            self._start_training()
+            return
+        images = {i: Path(self._datastore.get_image_uri(i)) for i in self._datastore.get_unlabeled_images()}
+        for _ in self._scorer.score(images, should_stop=self._wake.is_set):
+            if self._wake.is_set():
+                return
