@@ -1,10 +1,9 @@
 """Sliding-window inference whose memory does not grow with tasks times volume.
 
 Windows are visited line by line (x fastest), each exactly once. What a window gave is kept in its smaller
-form: the feature maps and the classifier weights, or the probabilities where fewer tasks than channels were
-asked for. As soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks
-are computed from what was kept, averaged over the windows, reduced to labels and a few sums per task, and
-forgotten.
+form: feature maps and classifier weights, or the probabilities where fewer tasks than channels were asked for.
+As soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks are
+computed from what was kept, averaged over the windows, reduced to labels and a few sums, and forgotten.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class Plan:
     Attributes:
         batch: windows per pass of the network.
         slab_bytes: size of the probabilities of all tasks that are held at a time.
-        half: keep what windows gave in half precision until their slab is final.
+        half: keep what windows gave in half precision until their slab is final (moves averaged probabilities
+            by less than 1e-3).
         on_cpu: keep and reduce it in main memory although the network runs on a GPU.
     """
 

@@ -47,8 +47,8 @@ class Layout:
         """
         if min(window) < MULTIPLE or any(length % MULTIPLE for length in window) or not 0 <= overlap <= 0.9:
             msg = (
-                f"Expected a window of multiples of {MULTIPLE} and an overlap from 0 to 0.9, got {window} and "
-                f"{overlap}."
+                f"Expected a window of multiples of {MULTIPLE} and an overlap from 0 to 0.9, "
+                f"got {window} and {overlap}."
             )
             raise BadRequestError(msg)
         fitted = [
