@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
@@ -82,7 +82,7 @@ class _Grid:
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
-    body_from_world: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    body_from_world: NDArray[np.float64]
 
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
@@ -175,8 +175,6 @@ def _draw_labels(rendering: Rendering, which: PhantomDataset) -> NDArray[np.uint
         mask = rendering.mask(drawing.regions)
         if drawing.margin_voxels > 0:
             mask = ndimage.binary_dilation(mask, plus, iterations=drawing.margin_voxels)
-        elif drawing.margin_voxels < 0:
-            mask = ndimage.binary_erosion(mask, plus, iterations=-drawing.margin_voxels)
         labels[mask] = value
     return labels
 

@@ -18,7 +18,7 @@ class Drawing:
     Attributes:
         structure: its name in the label space.
         regions: regions of the anatomy that belong to it.
-        margin_voxels: in-plane growth (positive) or shrinkage (negative) of the outline by the reader.
+        margin_voxels: how far beyond the edge the reader draws, in voxels.
     """
 
     structure: StructureName

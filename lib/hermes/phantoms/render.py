@@ -23,13 +23,11 @@ class Part:
         shape: where it lies.
         region: what a drawing protocol may call on; empty where nobody draws it. A later part takes the
             voxels that it covers away from the earlier ones.
-        opacity: at most 1; below it the part is blended over what is there.
     """
 
     tissue: str
     shape: Shape
     region: str = ""
-    opacity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def render(
         if box is None:
             continue
         depth = part.shape.depth(points[:, box[0], box[1], box[2]])
-        share = np.clip(0.5 + depth / edge, 0.0, 1.0) * part.opacity
+        share = np.clip(0.5 + depth / edge, 0.0, 1.0)
         view = image[box]
         view += share * (contrast[part.tissue] - view)
         regions[box][depth > 0] = 1 + names.index(part.region) if part.region else 0

@@ -101,8 +101,8 @@ def trunk_contrast(
             values[tissue] = value * float(np.exp(0.16 * jitter))
         else:
             values[tissue] = value * float(np.exp(0.09 * jitter))
-    values["air"] = row_air = _TABLE["air"][column]
-    values["airway"] = max(values["airway"], row_air)
+    values["air"] = _TABLE["air"][column]
+    values["airway"] = max(values["airway"], values["air"])
     if fat_suppressed:
         values["fat"], values["visceral fat"] = 0.16, 0.14
     return values
