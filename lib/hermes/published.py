@@ -147,9 +147,7 @@ def convert_published(
     The tensors are float32 copies, so that ``state_dict`` may be freed or changed. Errors as in
     :func:`load_published`.
     """
-    if network not in _RULES:
-        msg = f"Expected a published network out of {sorted(_RULES)}, got {network!r}."
-        raise BadRequestError(msg)
+    _require_published(network)
     _require_tensors(state_dict)
     config = _read_config(state_dict, network)
     entries = _expected_entries(config)
@@ -163,6 +161,22 @@ def convert_published(
             weights[entry.ours] = _copy(value[:-1])
             weights[entry.ours_absence] = _copy(value[-1])
     return config, weights
+
+
+def published_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the published state dict of this configuration (tables of T + 1 and M + 1 rows).
+
+    Raises:
+        BadRequestError: the network was never published.
+    """
+    _require_published(config.name)
+    return {entry.published: entry.shape for entry in _expected_entries(config)}
+
+
+def _require_published(network: str) -> None:
+    if network not in _RULES:
+        msg = f"Expected a published network out of {sorted(_RULES)}, got {network!r}."
+        raise BadRequestError(msg)
 
 
 @dataclass(frozen=True)
