@@ -47,7 +47,7 @@ starter: install  ## train the starter model again (about an hour on 2 cores)
 	@$(PY) -m hermes.starter --out apps/hermes/starter
 
 phantoms: install  ## generate sample-data/ and the pictures of docs/ again
-	@$(PY) sample-data/make_phantoms.py
+	@$(PY) -m hermes.phantoms samples sample-data && $(PY) -m hermes.phantoms pictures docs/images
 
 clean:  ## forget the environment and all output; campaigns/ stays
 	@rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -29,14 +29,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hermes.errors import BadRequestError, HermesError
+from hermes.phantoms import dataset as phantom_dataset
 from hermes.records import LabelMap
 from hermes.scoring.agreement import dice
 from hermes.serve import PROJECT, parse_conf
 from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.writing import write_label_map
 
 matplotlib.use("Agg")
 
 SAMPLE = PROJECT / "sample-data"
+SAMPLE_CAMPAIGN = "PhantomAbdomenCT"
 MODEL = "hermes"
 HELD_OUT_FRACTION = 0.275
 LARGEST_HELD_OUT = 25
@@ -78,10 +81,11 @@ class RoundResult:
 
 
 def sample_dataset(conf: Mapping[str, str]) -> Dataset:
-    """The sample campaign with the ground truth that stands beside it."""
-    campaign = json.loads((SAMPLE / "campaign.json").read_text(encoding="utf-8"))
-    names = {int(value): name for value, name in campaign["names"].items()}
-    pool = _pairs(SAMPLE / "campaign", SAMPLE / "truth", names, only=campaign["demo_cases"])
+    """The sample campaign, the ground truth that stands beside it, and the structures it is meant to label."""
+    campaign = phantom_dataset(SAMPLE_CAMPAIGN)
+    numbers = {name: value for value, name in enumerate(campaign.structures, start=1)}
+    names = {numbers[name]: name for name in campaign.demonstration}
+    pool = _pairs(SAMPLE / "campaign", SAMPLE / "truth", names)
     held_out = _pairs(SAMPLE / "heldout" / "images", SAMPLE / "heldout" / "labels", names)
     structures = tuple(names.values())
     return Dataset(pool, held_out, {"structures": ",".join(structures), **conf}, structures)
@@ -128,15 +132,13 @@ def _value_names(folder: Path, values: Sequence[int], conf: Mapping[str, str]) -
     return {value: listed.get(value, f"structure {value}") for value in values}
 
 
-def _pairs(
-    images: Path, labels: Path, names: Mapping[int, str], only: Sequence[str] | None = None
-) -> tuple[Pair, ...]:
+def _pairs(images: Path, labels: Path, names: Mapping[int, str]) -> tuple[Pair, ...]:
     found = []
     for image in sorted(images.iterdir()):
         suffix = next((s for s in _IMAGE_SUFFIXES if image.name.endswith(s)), None)
         label = labels / image.name
         case_id = image.name.removesuffix(suffix or "")
-        if suffix and label.is_file() and (only is None or case_id in only):
+        if suffix and label.is_file():
             found.append(Pair(case_id, image, label, names))
     if not found:
         msg = f"Expected images with labels of the same name in {images} and {labels}, found none."
@@ -202,7 +204,7 @@ class Annotator:
         scratch.mkdir(parents=True, exist_ok=True)
         self.client = MONAILabelClient(address, str(scratch), "demo-annotator")
         self._pool = {pair.case_id: pair for pair in dataset.pool}
-        self._dataset, self._scratch = dataset, scratch
+        self._dataset, self._scratch = dataset, scratch.resolve()
 
     def label_next(self, strategy: str) -> str:
         """Label the image that the server offers; its id."""
@@ -218,7 +220,9 @@ class Annotator:
         drawn = {int(v) for v in np.unique(truth.array)}
         info = [{"name": name, "idx": value} for value, name in pair.names.items()]
         absent = [name for value, name in pair.names.items() if value not in drawn]
-        self.client.save_label(case_id, str(pair.label), params={"label_info": info, "absent": absent})
+        drawing = np.where(np.isin(truth.array, list(pair.names)), truth.array, 0)
+        file = write_label_map(LabelMap(drawing, truth.grid, pair.names), self._scratch / "label.nii.gz")
+        self.client.save_label(case_id, str(file), params={"label_info": info, "absent": absent})
         return str(case_id)
 
     def measure(self, pairs: Sequence[Pair], tick: Any) -> tuple[dict[str, float], str, np.ndarray[Any, Any]]:
