@@ -1,7 +1,7 @@
 """Sliding-window inference whose memory does not grow with tasks times volume.
 
 Windows are visited line by line (x fastest), each exactly once. What a window gave is kept in its smaller
-form: feature maps and classifier weights, or the probabilities where fewer tasks than channels were asked for.
+form: feature maps and classifier weights, or the probabilities where fewer tasks than channels were asked.
 As soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks are
 computed from what was kept, averaged over the windows, reduced to labels and a few sums, and forgotten.
 """
@@ -12,7 +12,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from hermes.inference.memory import (
 )
 from hermes.inference.reduction import Reduction
 from hermes.inference.windows import Box, Layout, Shape, Weighting, cut, is_air
+
+Precision = Literal["fp32", "bf16"]
 
 DEFAULT_BUDGET_BYTES = 1280 * 2**20
 """For what is kept of the windows and the slab in work; the network's activations come on top."""
@@ -57,6 +59,7 @@ class EngineSettings:
         budget_bytes: for everything but the image, the network and its activations.
         skip_air: leave out windows that hold air only; their voxels are background.
         uncertainty_map: whether to make one.
+        precision: ``"bf16"`` means autocast.
     """
 
     window: Shape = (128, 128, 128)
@@ -66,6 +69,7 @@ class EngineSettings:
     budget_bytes: int = DEFAULT_BUDGET_BYTES
     skip_air: bool = True
     uncertainty_map: bool = False
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def segment(
         array: ``(D, H, W)`` float32, z-scored; anything that slices to NumPy arrays.
         request: what to segment.
         settings: how.
-        device: of the network; bfloat16 autocast on a GPU, float32 elsewhere.
+        device: of the network.
         on_progress: called with (windows done, windows in all).
         should_stop: asked before every pass of the network and every slab.
 
@@ -140,6 +144,26 @@ def segment(
     run = _Run(net, array, request, settings, device, should_stop or _never)
     with torch.inference_mode():
         return run.go(on_progress)
+
+
+def encode(
+    net: Encoder,
+    windows: NDArray[np.float32],
+    rows: Sequence[int],
+    modality_row: int | None,
+    device: torch.device,
+    precision: Precision,
+) -> Any:
+    """One pass of the network over ``windows (b, d, h, w)``; ``modality_row`` is None when unknown."""
+    count = len(windows)
+    image = torch.from_numpy(np.ascontiguousarray(windows))[:, None].to(device)  # (b, 1, d, h, w)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return net.encode(
+            image,
+            torch.tensor([list(rows)] * count, device=device),
+            torch.full((count,), modality_row or 0, device=device),
+            modality_known=torch.full((count,), modality_row is not None, device=device),
+        )
 
 
 def _never() -> bool:
@@ -243,13 +267,8 @@ class _Run:
     def _encode(self, batch: Sequence[Shape]) -> tuple[Tensor, Tensor]:
         """``features (b, c, d, h, w)`` as the network gives them, ``class_weights (b, n, c)`` float32."""
         windows = np.stack([cut(self.array, start, self.layout.window) for start in batch])
-        image = torch.from_numpy(windows)[:, None].to(self.device)  # (b, 1, d, h, w)
-        rows = torch.tensor([self.request.rows] * len(batch), device=self.device)
-        modality = self.request.modality_row
-        modalities = torch.full((len(batch),), modality or 0, device=self.device)
-        known = torch.full((len(batch),), modality is not None, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_gpu):
-            encoded = self.net.encode(image, rows, modalities, modality_known=known)
+        rows, modality = self.request.rows, self.request.modality_row
+        encoded = encode(self.net, windows, rows, modality, self.device, self.settings.precision)
         return encoded.features, encoded.class_weights.float()
 
     def _first_plan(self, features: Tensor) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class Layout:
         return starts[number], starts[number + 1] if number + 1 < len(starts) else self.size[axis]
 
 
-def cut(array: NDArray[np.float32], start: Shape, window: Shape) -> NDArray[np.float32]:
+def cut(array: Any, start: Shape, window: Shape) -> NDArray[np.float32]:
     """One window ``(d, h, w)``, zeros beyond the end of the array (the mean of a z-scored image)."""
     z, y, x = start
     part = np.asarray(array[z : z + window[0], y : y + window[1], x : x + window[2]], dtype=np.float32)
@@ -82,6 +82,13 @@ def cut(array: NDArray[np.float32], start: Shape, window: Shape) -> NDArray[np.f
     padded = np.zeros(window, dtype=np.float32)
     padded[: part.shape[0], : part.shape[1], : part.shape[2]] = part
     return padded
+
+
+def middle_window(array: Any, window: Shape) -> NDArray[np.float32]:
+    """The window in the middle of a volume; a small volume gets a smaller one."""
+    layout = Layout.over((int(array.shape[0]), int(array.shape[1]), int(array.shape[2])), window)
+    z, y, x = (max(0, (size - length) // 2) for size, length in zip(layout.size, layout.window, strict=True))
+    return cut(array, (z, y, x), layout.window)
 
 
 def is_air(part: NDArray[np.float32], air_level: float | None) -> bool:
