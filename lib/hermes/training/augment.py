@@ -14,11 +14,24 @@ import torch.nn.functional as nnf
 
 from hermes.types import Modality
 
-AFFINE_PROBABILITY = 0.5
-MAX_ROTATION_DEGREES = 30.0
-MAX_SCALING = 0.3
-SHADE_PROBABILITY_MR = 0.2
-SHADE_PROBABILITY_OTHER = 0.1
+
+@dataclass(frozen=True)
+class AugmentationRanges:
+    """How often and how far; the defaults are the published ones.
+
+    Attributes:
+        affine_probability: of one rotation and scaling per patch.
+        rotation_degrees: about each axis, in both directions.
+        scaling: the factor lies in 1 +- this.
+        shade_probability_mr: of each intensity change in MR (and where the modality is unknown).
+        shade_probability_other: the same in CT and PET.
+    """
+
+    affine_probability: float = 0.5
+    rotation_degrees: float = 30.0
+    scaling: float = 0.3
+    shade_probability_mr: float = 0.2
+    shade_probability_other: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,15 +58,19 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation(matrix=None, shading=Shading())
 
 
-def draw(modality: Modality | None, generator: np.random.Generator) -> Augmentation:
+def draw(
+    modality: Modality | None,
+    generator: np.random.Generator,
+    ranges: AugmentationRanges = AugmentationRanges(),  # noqa: B008  # frozen
+) -> Augmentation:
     """Random affine and shading for one patch of an image of this modality."""
     matrix = None
-    if generator.random() < AFFINE_PROBABILITY:
-        angles = np.deg2rad(generator.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES, 3))
-        scale = generator.uniform(1 - MAX_SCALING, 1 + MAX_SCALING)
-        matrix = _rotation(angles) * scale
+    if generator.random() < ranges.affine_probability:
+        angles = np.deg2rad(generator.uniform(-ranges.rotation_degrees, ranges.rotation_degrees, 3))
+        matrix = _rotation(angles) * generator.uniform(1 - ranges.scaling, 1 + ranges.scaling)
     mr = modality in (Modality.T1, Modality.T2, Modality.CINE, None)
-    return Augmentation(matrix, _draw_shading(SHADE_PROBABILITY_MR if mr else SHADE_PROBABILITY_OTHER, generator))
+    probability = ranges.shade_probability_mr if mr else ranges.shade_probability_other
+    return Augmentation(matrix, _draw_shading(probability, generator))
 
 
 def _draw_shading(probability: float, generator: np.random.Generator) -> Shading:
@@ -92,12 +109,16 @@ def warp(array: torch.Tensor, centre: np.ndarray, matrix: np.ndarray, patch: tup
     """
     axes = [torch.arange(p, dtype=torch.float32) - (p - 1) / 2 for p in patch]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # (d, h, w, 3) as z, y, x
-    source = offsets @ torch.from_numpy(matrix.T.astype(np.float32)) + torch.from_numpy(centre.astype(np.float32))
+    source = offsets @ torch.from_numpy(matrix.T.astype(np.float32)) + torch.from_numpy(
+        centre.astype(np.float32)
+    )
     size = torch.tensor(array.shape, dtype=torch.float32)
     normalised = (2 * source + 1) / size - 1
     grid = normalised.flip(-1)[None]  # grid_sample wants x, y, z
     mode = "nearest" if nearest else "bilinear"
-    return nnf.grid_sample(array[None, None], grid, mode=mode, padding_mode="zeros", align_corners=False)[0, 0]
+    return nnf.grid_sample(array[None, None], grid, mode=mode, padding_mode="zeros", align_corners=False)[
+        0, 0
+    ]
 
 
 def shade(image: torch.Tensor, shading: Shading) -> torch.Tensor:

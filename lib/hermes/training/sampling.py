@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hermes.errors import NothingToTrainError
-from hermes.training.augment import NO_AUGMENTATION, Augmentation, draw, shade, warp
+from hermes.training.augment import NO_AUGMENTATION, Augmentation, AugmentationRanges, draw, shade, warp
 from hermes.training.cases import ForegroundIndex, TrainingCase
 
 FOREGROUND_PROBABILITY = 0.8  # part of the patches that are centred on a voxel of an annotated structure
@@ -70,6 +70,7 @@ class PatchSampler:
         batch_size: int,
         seed: int,
         augment: bool = True,
+        augmentation: AugmentationRanges = AugmentationRanges(),  # noqa: B008  # frozen
         dataset_weights: Mapping[str, float] | None = None,
     ) -> None:
         """Prepare the foreground index of every case.
@@ -81,9 +82,11 @@ class PatchSampler:
         if not self._cases:
             msg = "Expected at least one case with an annotated structure to train on, got none. Submit a label first."
             raise NothingToTrainError(msg)
-        self._patch, self._batch_size, self._seed, self._augment = patch, batch_size, seed, augment
+        self._patch, self._batch_size, self._seed = patch, batch_size, seed
+        self._ranges = augmentation if augment else None
         self._index = [
-            ForegroundIndex.of(c, generator=np.random.default_rng([seed, i])) for i, c in enumerate(self._cases)
+            ForegroundIndex.of(c, generator=np.random.default_rng([seed, i]))
+            for i, c in enumerate(self._cases)
         ]
         self._datasets = sorted({c.dataset for c in self._cases})
         weights = np.array([(dataset_weights or {}).get(d, 1.0) for d in self._datasets], dtype=np.float64)
@@ -91,7 +94,9 @@ class PatchSampler:
 
     def batch(self, step: int) -> Batch:
         """The batch of training step ``step`` (from 0)."""
-        samples = [self._sample(np.random.default_rng([self._seed, 1, step, k])) for k in range(self._batch_size)]
+        samples = [
+            self._sample(np.random.default_rng([self._seed, 1, step, k])) for k in range(self._batch_size)
+        ]
         return _collate(samples)
 
     def _sample(self, generator: np.random.Generator) -> _Sample:
@@ -100,7 +105,7 @@ class PatchSampler:
         number = int(generator.choice(choices))
         case = self._cases[number]
         centre = self._centre(case, self._index[number], generator)
-        augmentation = draw(case.modality, generator) if self._augment else NO_AUGMENTATION
+        augmentation = draw(case.modality, generator, self._ranges) if self._ranges else NO_AUGMENTATION
         image, labels = _cut(case, centre, augmentation, self._patch)
         rows = sorted(case.annotated)
         if len(rows) > 1 and generator.random() < SUBSET_PROBABILITY:
@@ -108,7 +113,9 @@ class PatchSampler:
             rows = [rows[i] for i in sorted(kept)]
         return _Sample(image, labels, rows, [case.annotated[r] for r in rows], case)
 
-    def _centre(self, case: TrainingCase, index: ForegroundIndex, generator: np.random.Generator) -> np.ndarray:
+    def _centre(
+        self, case: TrainingCase, index: ForegroundIndex, generator: np.random.Generator
+    ) -> np.ndarray:
         """Patch centre (z, y, x), so that the patch lies inside the image as far as it fits."""
         shape, patch = np.array(case.image.shape), np.array(self._patch)
         if index.voxels and generator.random() < FOREGROUND_PROBABILITY:
@@ -117,7 +124,9 @@ class PatchSampler:
             centre = voxels[int(generator.integers(len(voxels)))] + generator.uniform(-0.25, 0.25, 3) * patch
         else:
             centre = generator.uniform(0, 1, 3) * shape
-        room = (shape - patch) / 2  # negative where the image is smaller than the patch: the image floats inside
+        room = (
+            shape - patch
+        ) / 2  # negative where the image is smaller than the patch: the image floats inside
         return np.clip(centre, shape / 2 - np.abs(room), shape / 2 + np.abs(room))
 
 

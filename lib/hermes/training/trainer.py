@@ -9,20 +9,26 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from ignite.engine import Engine, Events
 from pytorch_optimizer import Lamb
 from torch import nn
 
 from hermes.errors import CancelledError
+from hermes.training.augment import AugmentationRanges
 from hermes.training.cases import TrainingCase
 from hermes.training.ema import WeightAverage
 from hermes.training.losses import MODALITY_LOSS_WEIGHT, modality_loss, segmentation_losses
 from hermes.training.sampling import Batch, PatchSampler
+
+with warnings.catch_warnings():
+    # ignite imports parts of torch.distributed that use the deprecated torch.jit.script.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from ignite.engine import Engine, Events
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +38,40 @@ POLYNOMIAL_POWER = 0.9
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of one run; the published ones where the machine allows (METHOD.md section 6)."""
+    """Numbers of one run; the defaults are the published ones where the machine allows (METHOD.md section 6)."""
 
     steps: int = 400
     batch_size: int = 2  # published: 16 over 8 GPUs
     patch: tuple[int, int, int] = (64, 64, 64)  # z, y, x; published: 128 cubed
+    optimiser: Literal["adamw", "lamb"] = "lamb"
     learning_rate: float = 2e-3
     weight_decay: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-5
-    max_gradient_norm: float = 1.0  # apex's FusedLAMB clips the global norm inside; the well-kept ones do not
+    max_gradient_norm: float = 1.0  # apex's FusedLAMB clips the global norm inside
     warmup_fraction: float = 0.025  # published: 5 of 200 epochs
     ema_decay: float = 0.99
+    ema_fraction: float = 0.05  # the average never remembers more than this part of the run
     augment: bool = True
-    precision: str = "fp32"  # or "bf16": autocast on the GPU
+    augmentation: AugmentationRanges = field(default_factory=AugmentationRanges)
+    precision: str = "fp32"  # or "bf16": autocast
     dataset_weights: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def for_gpu(cls) -> Recipe:
+        """The published recipe."""
+        return cls()
+
+    @classmethod
+    def for_cpu(cls) -> Recipe:
+        """Few steps on few cores."""
+        return cls(
+            optimiser="adamw", learning_rate=3e-3, weight_decay=1e-2, betas=(0.9, 0.99), eps=1e-8,
+        )  # fmt: skip
+
+    def steps_for(self, cases: int) -> int:
+        """Steps of one round on so many labelled cases."""
+        return max(200, min(40 * cases, 800))
 
     def learning_rate_at(self, step: int) -> float:
         """Polynomial decay with an exponential warm-up: lr * exp(10 (t - 1)) while t < 1."""
@@ -105,10 +130,12 @@ def train(
     """
     sampler = PatchSampler(
         cases, patch=recipe.patch, batch_size=recipe.batch_size, seed=seed, augment=recipe.augment,
-        dataset_weights=recipe.dataset_weights,
+        augmentation=recipe.augmentation, dataset_weights=recipe.dataset_weights,
     )  # fmt: skip
     net.to(device).train()
-    average = WeightAverage(net, decay=recipe.ema_decay)
+    average = WeightAverage(
+        net, decay=min(recipe.ema_decay, max(0.0, 1 - 1 / (recipe.ema_fraction * recipe.steps)))
+    )
     optimiser = build_optimiser(net, recipe)
     losses: list[float] = []
     started = time.monotonic()
@@ -139,7 +166,9 @@ def train(
             on_step(StepReport(step, recipe.steps, losses[-1], recipe.learning_rate_at(step - 1), seconds))
 
     engine.run(range(recipe.steps), max_epochs=1)
-    return TrainingResult(average.average.cpu().eval(), recipe.steps, losses, time.monotonic() - started)
+    return TrainingResult(
+        average.average.cpu().eval().requires_grad_(True), recipe.steps, losses, time.monotonic() - started
+    )
 
 
 def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -149,8 +178,11 @@ def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     (done by the caller here); this one works on every device.
     """
     parameters = [p for p in net.parameters() if p.requires_grad]
+    rate, decay, eps = recipe.learning_rate, recipe.weight_decay, recipe.eps
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, betas=recipe.betas, eps=eps, weight_decay=decay)
     optimiser: torch.optim.Optimizer = Lamb(
-        parameters, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
+        parameters, lr=rate, betas=recipe.betas, eps=eps, weight_decay=decay
     )
     return optimiser
 
@@ -181,5 +213,3 @@ def fit_patch(shapes: Sequence[tuple[int, ...]], *, largest: int) -> tuple[int, 
     middle = [sorted(s[axis] for s in shapes)[len(shapes) // 2] for axis in range(3)]
     d, h, w = (max(16, min(largest, 16 * int((m + 8) // 16))) for m in middle)
     return (d, h, w)
-
-
