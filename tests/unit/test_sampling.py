@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hermes.errors import NothingToTrainError
+from hermes.training.augment import AugmentationRanges
 from hermes.training.cases import ForegroundIndex, TrainingCase
 from hermes.training.sampling import Batch, PatchSampler
 from hermes.types import Modality
@@ -36,7 +37,8 @@ def case(
 
 
 def sampler(*cases: TrainingCase, seed: int = 0, augment: bool = True, **more: Any) -> PatchSampler:
-    return PatchSampler(cases, patch=PATCH, batch_size=4, seed=seed, augment=augment, **more)
+    ranges = AugmentationRanges() if augment else None
+    return PatchSampler(cases, patch=PATCH, batch_size=4, seed=seed, augmentation=ranges, **more)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -99,12 +101,11 @@ def test_left_stays_left() -> None:
     seen = 0
     for step in range(15):
         batch = drawn.batch(step)
-        for image in batch.image[:, 0]:
-            low = ((image > 6) & (image < 14)).nonzero()[:, 2].float()
-            high = (image > 16).nonzero()[:, 2].float()
-            if len(low) and len(high):
+        for masks, asked in zip(batch.masks, batch.task_mask, strict=True):
+            if bool(asked.all()) and len(asked) == 2 and bool(masks.flatten(1).any(dim=1).all()):
                 seen += 1
-                assert low.mean() < high.mean()
+                low, high = (mask.nonzero()[:, 2].float().mean() for mask in masks)
+                assert low < high
     assert seen > 0
 
 
@@ -119,7 +120,7 @@ def test_most_patches_hold_a_structure() -> None:
     labels = np.zeros((64, 64, 64), np.uint8)
     labels[:4, :4, :4] = 1
     rare = TrainingCase("a", labels.astype(np.float32), labels, {0: 1}, None)
-    drawn = PatchSampler([rare], patch=PATCH, batch_size=10, seed=0, augment=False)
+    drawn = PatchSampler([rare], patch=PATCH, batch_size=10, seed=0)
     filled = sum(int((drawn.batch(step).masks.flatten(1).sum(dim=1) > 0).sum()) for step in range(10))
     assert filled > 60  # by chance alone it were about 10
 

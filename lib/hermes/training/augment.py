@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as nnf
+from numpy.typing import NDArray
 
 from hermes.types import Modality
 
@@ -51,7 +52,7 @@ class Shading:
 class Augmentation:
     """All draws for one patch; ``matrix`` maps offsets from the patch centre (z, y, x) to image offsets."""
 
-    matrix: np.ndarray | None
+    matrix: NDArray[np.float64] | None
     shading: Shading
 
 
@@ -61,7 +62,7 @@ NO_AUGMENTATION = Augmentation(matrix=None, shading=Shading())
 def draw(
     modality: Modality | None,
     generator: np.random.Generator,
-    ranges: AugmentationRanges = AugmentationRanges(),  # noqa: B008  # frozen
+    ranges: AugmentationRanges = AugmentationRanges(),
 ) -> Augmentation:
     """Random affine and shading for one patch of an image of this modality."""
     matrix = None
@@ -80,11 +81,13 @@ def _draw_shading(probability: float, generator: np.random.Generator) -> Shading
         generator.uniform(0.7, 1.3), generator.normal(0.0, 0.1), generator.uniform(0.7, 1.5),
         generator.uniform(0.7, 1.3), generator.uniform(0.5, 1.0), generator.uniform(0.0, 0.1),
     )  # fmt: skip
-    kept = [float(v) if c else None for v, c in zip(values, chosen, strict=True)]
-    return Shading(*kept, noise_seed=int(generator.integers(2**31)))
+    factor, shift, gamma, contrast, blur, noise = (
+        float(value) if use else None for value, use in zip(values, chosen, strict=True)
+    )
+    return Shading(factor, shift, gamma, contrast, blur, noise, noise_seed=int(generator.integers(2**31)))
 
 
-def _rotation(angles: np.ndarray) -> np.ndarray:
+def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """(3, 3) rotation about the z, y and x axes, applied in this order."""
     out = np.eye(3)
     for axis, angle in enumerate(angles):
@@ -96,8 +99,14 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     return out
 
 
-def warp(array: torch.Tensor, centre: np.ndarray, matrix: np.ndarray, patch: tuple[int, int, int], *,
-         nearest: bool) -> torch.Tensor:  # fmt: skip
+def warp(
+    array: torch.Tensor,
+    centre: NDArray[np.float64],
+    matrix: NDArray[np.float64],
+    patch: tuple[int, int, int],
+    *,
+    nearest: bool,
+) -> torch.Tensor:
     """The patch of ``array`` around ``centre``, rotated and scaled; outside the array it is 0.
 
     Args:

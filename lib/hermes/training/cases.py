@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hermes.types import CaseId, Modality
 
@@ -48,7 +49,7 @@ class TrainingCase:
 class ForegroundIndex:
     """A bounded sample of the voxels of each label value: value -> (k, 3) int32 (z, y, x) indices."""
 
-    voxels: Mapping[int, np.ndarray]
+    voxels: Mapping[int, NDArray[np.int32]]
 
     @classmethod
     def of(
@@ -56,7 +57,7 @@ class ForegroundIndex:
     ) -> ForegroundIndex:
         """The index of ``case``; the label array is read once, a fixed number of voxels is kept."""
         labels = np.asarray(case.labels[:, :, :])
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, NDArray[np.int32]] = {}
         for value in sorted({v for v in case.annotated.values() if v is not None}):
             flat = np.flatnonzero(labels == value)
             if flat.size == 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hermes.errors import NothingToTrainError
@@ -69,21 +70,28 @@ class PatchSampler:
         patch: tuple[int, int, int],
         batch_size: int,
         seed: int,
-        augment: bool = True,
-        augmentation: AugmentationRanges = AugmentationRanges(),  # noqa: B008  # frozen
+        augmentation: AugmentationRanges | None = None,
         dataset_weights: Mapping[str, float] | None = None,
     ) -> None:
         """Prepare the foreground index of every case.
+
+        Args:
+            cases: those without an annotated task are left out.
+            patch: (z, y, x) in voxels.
+            batch_size: patches per batch.
+            seed: of all draws.
+            augmentation: None: patches are cut and left as they are.
+            dataset_weights: how often each dataset is drawn; 1 where nothing is said.
 
         Raises:
             NothingToTrainError: there is no case with an annotated task.
         """
         self._cases = [c for c in cases if c.annotated]
         if not self._cases:
-            msg = "Expected at least one case with an annotated structure to train on, got none. Submit a label first."
+            msg = "Expected at least one case with an annotated structure, got none. Submit a label first."
             raise NothingToTrainError(msg)
         self._patch, self._batch_size, self._seed = patch, batch_size, seed
-        self._ranges = augmentation if augment else None
+        self._ranges = augmentation
         self._index = [
             ForegroundIndex.of(c, generator=np.random.default_rng([seed, i]))
             for i, c in enumerate(self._cases)
@@ -115,7 +123,7 @@ class PatchSampler:
 
     def _centre(
         self, case: TrainingCase, index: ForegroundIndex, generator: np.random.Generator
-    ) -> np.ndarray:
+    ) -> NDArray[np.float64]:
         """Patch centre (z, y, x), so that the patch lies inside the image as far as it fits."""
         shape, patch = np.array(case.image.shape), np.array(self._patch)
         if index.voxels and generator.random() < FOREGROUND_PROBABILITY:
@@ -127,11 +135,12 @@ class PatchSampler:
         room = (
             shape - patch
         ) / 2  # negative where the image is smaller than the patch: the image floats inside
-        return np.clip(centre, shape / 2 - np.abs(room), shape / 2 + np.abs(room))
+        inside: NDArray[np.float64] = np.clip(centre, shape / 2 - np.abs(room), shape / 2 + np.abs(room))
+        return inside
 
 
 def _cut(
-    case: TrainingCase, centre: np.ndarray, augmentation: Augmentation, patch: tuple[int, int, int]
+    case: TrainingCase, centre: NDArray[np.float64], augmentation: Augmentation, patch: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """Image and label patch; only the box that the patch needs is read from the case."""
     matrix = augmentation.matrix

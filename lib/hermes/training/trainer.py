@@ -1,28 +1,26 @@
 """One training run: recipe in, averaged weights out.
 
-The loop is an ignite engine whose iteration is one optimiser step; the batch of a step depends on (seed, step)
-only, see ``sampling``.
+The loop is an ignite engine whose iteration is one optimiser step; the batch of a step depends on
+(seed, step) only, see ``sampling``.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pytorch_optimizer import Lamb
 from torch import nn
 
 from hermes.errors import CancelledError
-from hermes.training.augment import AugmentationRanges
 from hermes.training.cases import TrainingCase
 from hermes.training.ema import WeightAverage
 from hermes.training.losses import MODALITY_LOSS_WEIGHT, modality_loss, segmentation_losses
+from hermes.training.recipe import Recipe, fit_patch
 from hermes.training.sampling import Batch, PatchSampler
 
 with warnings.catch_warnings():
@@ -30,56 +28,17 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from ignite.engine import Engine, Events
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "Recipe",
+    "StepReport",
+    "TrainingResult",
+    "batch_loss",
+    "build_optimiser",
+    "fit_patch",
+    "train",
+]
 
 AUXILIARY_WEIGHT = 0.5  # beside 0.5 for the main output, METHOD.md section 4
-POLYNOMIAL_POWER = 0.9
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Numbers of one run; the defaults are the published ones where the machine allows (METHOD.md section 6)."""
-
-    steps: int = 400
-    batch_size: int = 2  # published: 16 over 8 GPUs
-    patch: tuple[int, int, int] = (64, 64, 64)  # z, y, x; published: 128 cubed
-    optimiser: Literal["adamw", "lamb"] = "lamb"
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-5
-    max_gradient_norm: float = 1.0  # apex's FusedLAMB clips the global norm inside
-    warmup_fraction: float = 0.025  # published: 5 of 200 epochs
-    ema_decay: float = 0.99
-    ema_fraction: float = 0.05  # the average never remembers more than this part of the run
-    augment: bool = True
-    augmentation: AugmentationRanges = field(default_factory=AugmentationRanges)
-    precision: str = "fp32"  # or "bf16": autocast
-    dataset_weights: Mapping[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def for_gpu(cls) -> Recipe:
-        """The published recipe."""
-        return cls()
-
-    @classmethod
-    def for_cpu(cls) -> Recipe:
-        """Few steps on few cores."""
-        return cls(
-            optimiser="adamw", learning_rate=3e-3, weight_decay=1e-2, betas=(0.9, 0.99), eps=1e-8,
-        )  # fmt: skip
-
-    def steps_for(self, cases: int) -> int:
-        """Steps of one round on so many labelled cases."""
-        return max(200, min(40 * cases, 800))
-
-    def learning_rate_at(self, step: int) -> float:
-        """Polynomial decay with an exponential warm-up: lr * exp(10 (t - 1)) while t < 1."""
-        rate = self.learning_rate * (1 - step / self.steps) ** POLYNOMIAL_POWER
-        warmup = self.warmup_fraction * self.steps
-        if warmup > 0 and step < warmup:
-            rate *= math.exp(10 * ((step + 1) / (warmup + 1) - 1))
-        return rate
 
 
 @dataclass(frozen=True)
@@ -95,7 +54,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """``net`` holds the averaged weights, in eval mode, on the CPU."""
+    """``net`` holds the averaged weights, on the CPU, in eval mode and trainable again."""
 
     net: nn.Module
     steps: int
@@ -128,15 +87,7 @@ def train(
         NothingToTrainError: no case has an annotated task.
         CancelledError: ``should_stop`` said so.
     """
-    sampler = PatchSampler(
-        cases, patch=recipe.patch, batch_size=recipe.batch_size, seed=seed, augment=recipe.augment,
-        augmentation=recipe.augmentation, dataset_weights=recipe.dataset_weights,
-    )  # fmt: skip
-    net.to(device).train()
-    average = WeightAverage(
-        net, decay=min(recipe.ema_decay, max(0.0, 1 - 1 / (recipe.ema_fraction * recipe.steps)))
-    )
-    optimiser = build_optimiser(net, recipe)
+    run = _Run(net, cases, recipe, device, seed)
     losses: list[float] = []
     started = time.monotonic()
 
@@ -145,19 +96,8 @@ def train(
         if should_stop is not None and should_stop():
             msg = f"Training was stopped on request after {step} of {recipe.steps} steps."
             raise CancelledError(msg)
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate_at(step)
-        loss = batch_loss(net, sampler.batch(step).to(device), precision=recipe.precision)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), recipe.max_gradient_norm)
-        optimiser.step()
-        average.update(net)
-        return float(loss.detach())
+        return run.step(step)
 
-    engine = Engine(one_step)
-
-    @engine.on(Events.ITERATION_COMPLETED)
     def report(engine: Engine) -> None:
         losses.append(float(engine.state.output))
         if on_step is not None:
@@ -165,24 +105,74 @@ def train(
             seconds = time.monotonic() - started
             on_step(StepReport(step, recipe.steps, losses[-1], recipe.learning_rate_at(step - 1), seconds))
 
+    engine = Engine(one_step)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, report)
     engine.run(range(recipe.steps), max_epochs=1)
-    return TrainingResult(
-        average.average.cpu().eval().requires_grad_(True), recipe.steps, losses, time.monotonic() - started
-    )
+    return TrainingResult(run.averaged(), recipe.steps, losses, time.monotonic() - started)
+
+
+class _Run:
+    """Network, average, optimiser and sampler of one run."""
+
+    def __init__(
+        self, net: nn.Module, cases: Sequence[TrainingCase], recipe: Recipe, device: torch.device, seed: int
+    ) -> None:
+        self._recipe, self._device = recipe, device
+        self._sampler = PatchSampler(
+            cases,
+            patch=recipe.patch,
+            batch_size=recipe.batch_size,
+            seed=seed,
+            augmentation=recipe.augmentation if recipe.augment else None,
+            dataset_weights=recipe.dataset_weights,
+        )
+        self._net = net.to(device).train()
+        if device.type == "cpu":
+            # Convolutions on a CPU are fastest in this layout; the weights' own layout saves a copy per step.
+            net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack 3d
+        self._average = WeightAverage(net, decay=recipe.average_decay())
+        self._optimiser = build_optimiser(net, recipe)
+
+    def step(self, number: int) -> float:
+        """The loss of optimiser step ``number`` (from 0)."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._recipe.learning_rate_at(number)
+        batch = self._sampler.batch(number).to(self._device)
+        loss = batch_loss(self._net, batch, precision=self._recipe.precision)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._net.parameters(), self._recipe.max_gradient_norm)
+        self._optimiser.step()
+        self._average.update(self._net)
+        return float(loss.detach())
+
+    def averaged(self) -> nn.Module:
+        """The averaged network, in the default memory layout, ready to answer or to be trained further."""
+        net = self._average.average.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return net.eval().requires_grad_(True)  # type: ignore[no-any-return]
 
 
 def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """LAMB over the trainable parameters.
+    """The recipe's optimiser over the trainable parameters; prior tables do not decay.
 
-    Differences from the published runs' apex FusedLAMB: that one also clips the global gradient norm at 1.0
-    (done by the caller here); this one works on every device.
+    A row of a prior table that nobody asks for has a gradient of exactly zero, so without decay it keeps its
+    bits. LAMB is pytorch_optimizer's, which runs on every device. Set like apex's FusedLAMB of the published
+    runs: the decay is part of the update that the trust ratio scales. What still differs: apex corrects the
+    bias of the moments, this one does not (the warm-up covers the first steps); this one caps the weight norm
+    in the trust ratio at 10; apex clips the global gradient norm at 1 inside, here the caller does.
     """
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    rate, decay, eps = recipe.learning_rate, recipe.weight_decay, recipe.eps
+    trainable = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    tables = [p for name, p in trainable if name.endswith("_prior")]
+    others = [p for name, p in trainable if not name.endswith("_prior")]
+    groups = [
+        {"params": others, "weight_decay": recipe.weight_decay},
+        {"params": tables, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate, betas=recipe.betas, eps=eps, weight_decay=decay)
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
     optimiser: torch.optim.Optimizer = Lamb(
-        parameters, lr=rate, betas=recipe.betas, eps=eps, weight_decay=decay
+        groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, weight_decouple=False
     )
     return optimiser
 
@@ -201,15 +191,5 @@ def batch_loss(net: nn.Module, batch: Batch, *, precision: str = "fp32") -> torc
         aux_dice, aux_bce = segmentation_losses(out.auxiliary_logits.float(), batch.masks, batch.weights)
         loss = (1 - AUXILIARY_WEIGHT) * loss + AUXILIARY_WEIGHT * (aux_dice + aux_bce)
     modality = modality_loss(out.modality_logits.float(), batch.modality_rows, batch.modality_known)
-    return loss + MODALITY_LOSS_WEIGHT * modality
-
-
-def fit_patch(shapes: Sequence[tuple[int, ...]], *, largest: int) -> tuple[int, int, int]:
-    """Patch (z, y, x) for volumes of these shapes: the median size, rounded to 16, at most ``largest``.
-
-    Rounding goes to the nearer multiple (up when half-way), never below 16, so that the patch neither wastes
-    half of its voxels on padding nor misses most of a small image.
-    """
-    middle = [sorted(s[axis] for s in shapes)[len(shapes) // 2] for axis in range(3)]
-    d, h, w = (max(16, min(largest, 16 * int((m + 8) // 16))) for m in middle)
-    return (d, h, w)
+    total: torch.Tensor = loss + MODALITY_LOSS_WEIGHT * modality
+    return total
