@@ -163,12 +163,9 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"{' '.join(sys.argv[1:])} | {sum(p.numel() for p in net.parameters())} parameters")
     for number, count in enumerate(int(n) for n in arguments.rounds.split(",")):
         cases = data.learning[:count]
-        recipe = replace(
-            Recipe.for_cpu(),
-            steps=Recipe.for_cpu().steps_for(count),
-            patch=fit_patch([c.image.shape for c in cases], largest=64),
-            precision=arguments.precision,
-        )
+        patch = fit_patch([c.image.shape for c in cases], largest=64)
+        recipe = replace(Recipe.for_cpu(), patch=patch, precision=arguments.precision)
+        recipe = replace(recipe, steps=recipe.steps_for(count))
         if ranges:
             recipe = replace(recipe, augmentation=replace(AugmentationRanges(), **ranges))
         recipe = replace(recipe, **overrides)  # type: ignore[arg-type]
