@@ -59,7 +59,8 @@ def plan_for(
         device: of the network.
         native_half: whether the network answers in half precision anyway.
     """
-    slab = max(SMALLEST_SLAB_BYTES, min(budget_bytes // 8, (16 if device.type == "cpu" else 512) * 2**20))
+    # On a CPU slabs that stay in its caches are several times faster than large ones.
+    slab = max(SMALLEST_SLAB_BYTES, min(budget_bytes // 8, (4 if device.type == "cpu" else 512) * 2**20))
     left = budget_bytes - slab
     half = native_half or 4 * kept_values > left
     too_large = (2 if half else 4) * kept_values > left

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +16,11 @@ from hermes.inference.windows import Box, Shape
 
 BOUNDARY = 0.1
 """From this probability on a voxel belongs to a structure or to its boundary."""
-DENSE_VOXELS = 128 * 128
+DENSE_VOXELS = 64 * 64
 """In planes up to this size every voxel enters the entropies; in larger ones every second row and column."""
+
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[Any], Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class Reduction:
         self._presence = np.zeros(tasks, dtype=np.float32)
         self._entropy = np.zeros(tasks, dtype=np.float64)
         self._voxels = np.zeros(tasks, dtype=np.int64)
-        self._undecided = [0.0, 0]  # sum of entropies, voxels
+        self._undecided_sum, self._undecided_voxels = 0.0, 0
 
     def add(self, probabilities: Float[Tensor, "n d h w"], slab: Box) -> None:
         """Takes the final probabilities of ``slab``, which are **changed in place**.
@@ -64,27 +66,26 @@ class Reduction:
             return
         chosen = probabilities if len(active) == len(peaks) else probabilities[active]
         entropy, voxels = self._task_entropies(chosen, slab)
-        # Entropy falls with the distance from 0.5, so the least decided task is found without a logarithm.
-        distance = _distance(chosen)
+        undecided = self._undecided_bits(chosen, slab)
         claiming = [number for number, task in enumerate(active) if peaks[task] > THRESHOLD]
         labels = None
         if claiming:
             some = chosen if len(claiming) == len(active) else chosen[claiming]
             labels = resolve(some, [active[number] for number in claiming], self._containers)
             labels = labels.to(torch.int16).cpu().numpy()
-        undecided = _bits(0.5 + distance).masked_fill_(distance > THRESHOLD - BOUNDARY, 0.0).cpu().numpy()
         place = tuple(slice(low, high) for low, high in slab)
         self._presence = np.maximum(self._presence, peaks)
         self._entropy[active] += entropy
         self._voxels[active] += voxels
+        if self._map is not None:
+            self._map[place] = undecided
+            undecided = self._some(undecided, slab)
         counted = undecided > 0
         if labels is not None:
             self._labels[place] = labels
-            counted |= labels > 0
-        self._undecided[0] += float(undecided.sum(dtype=np.float64))
-        self._undecided[1] += int(counted.sum())
-        if self._map is not None:
-            self._map[place] = undecided
+            counted |= self._some(labels, slab) > 0
+        self._undecided_sum += float(undecided.sum(dtype=np.float64))
+        self._undecided_voxels += int(counted.sum())
 
     def result(self) -> Reduced:
         """What all slabs came to."""
@@ -92,7 +93,7 @@ class Reduction:
         peaks = -(alone * np.log2(np.maximum(alone, 1e-12)))
         peaks -= (1 - alone) * np.log2(np.maximum(1 - alone, 1e-12))
         mean = np.where(self._voxels > 0, self._entropy / np.maximum(self._voxels, 1), peaks)
-        total, voxels = self._undecided
+        total, voxels = self._undecided_sum, self._undecided_voxels
         return Reduced(
             labels=self._labels,
             presence=self._presence,
@@ -101,10 +102,22 @@ class Reduction:
             uncertainty_map=self._map,
         )
 
+    def _some(self, array: ArrayOrTensor, slab: Box) -> ArrayOrTensor:
+        """The voxels that enter the sums, of ``(..., d, h, w)``: the same ones, however slabs are cut."""
+        y, x = (slice(-low % self._stride, None, self._stride) for low, _ in slab[1:])
+        return array[..., y, x]
+
+    def _undecided_bits(self, chosen: Tensor, slab: Box) -> NDArray[np.float32]:
+        """Entropy of the task nearest to 0.5 where undecided, else 0; of every voxel only for a map."""
+        # Entropy falls with the distance from 0.5, so the least decided task is found without a logarithm.
+        distance = _distance(chosen if self._map is not None else self._some(chosen, slab))
+        bits = _bits(0.5 + distance).masked_fill_(distance > THRESHOLD - BOUNDARY, 0.0)
+        values: NDArray[np.float32] = bits.cpu().numpy()
+        return values
+
     def _task_entropies(self, chosen: Tensor, slab: Box) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Per task: the sum of the entropies in bits where it or its boundary is, and how many voxels."""
-        first = [-low % self._stride for low, _ in slab[1:]]  # the same voxels, however slabs are cut
-        some = chosen[:, :, first[0] :: self._stride, first[1] :: self._stride].flatten(1)
+        some = self._some(chosen, slab).flatten(1)
         if some.shape[1] == 0:
             return np.zeros(len(chosen)), np.zeros(len(chosen), dtype=np.int64)
         member = some >= BOUNDARY
@@ -125,4 +138,4 @@ def _bits(probabilities: Tensor) -> Tensor:
     """Entropy in bits of yes against no."""
     p = probabilities.clamp(1e-7, 1 - 1e-7)
     q = 1.0 - p
-    return p.log().mul_(p).add_(q.log().mul_(q)).mul_(-1.0 / math.log(2.0))
+    return p.log2().mul_(p).add_(q.log2().mul_(q)).neg_()
