@@ -18,6 +18,7 @@ from hermes.errors import NotFoundError
 from hermes.records import LabelMap, Prediction
 from hermes.resident import ResidentModel
 from hermes.submission import campaign_values, match_structure
+from hermes.transforms.reading import read_volume
 from hermes.transforms.writing import write_label_map
 from hermes.types import Modality
 from hermes.workspace import Bindings, Workspace
@@ -52,16 +53,23 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         if asked.structures is not None and not ready:
             msg = f"The serving model has not learned {waiting} yet. Label them in a few images; training then starts by itself."
             raise NotFoundError(msg)
-        predictor = self._resident.predictor()
-        rows = {name: bindings.rows[name] for name in ready}
-        prediction = predictor.predict(
-            Path(request["image"]), rows, modality=asked.modality or self._workspace.settings.modality
-        )
+        prediction = self._predict(Path(request["image"]), {name: bindings.rows[name] for name in ready}, asked.modality)
         values = campaign_values(bindings.structures)
         label_map = _in_campaign_values(prediction, values)
         file = tempfile.NamedTemporaryFile(suffix=asked.extension, delete=False).name  # noqa: SIM115  # the endpoint removes it
         write_label_map(label_map, file)
         return file, _answer(prediction, values, waiting)
+
+    def _predict(self, path: Path, rows: Mapping[str, int], modality: Modality | None) -> Prediction:
+        modality = modality or self._workspace.settings.modality
+        if rows:
+            return self._resident.predictor().predict(path, rows, modality=modality)
+        # A campaign of new structures before its first training: the honest answer is an empty label map.
+        volume = read_volume(path, modality=modality)
+        empty = LabelMap(np.zeros(volume.grid.shape, np.uint8), volume.grid, {})
+        version = self._workspace.versions.serving().name
+        decided = (volume.modality, volume.modality_source, volume.modality_confidence)
+        return Prediction(empty, (), *decided, 0.0, None, version, {}, 0, 0)
 
     def _wanted(self, asked: InferRequest, bindings: Bindings) -> list[str]:
         if asked.structures is None:
