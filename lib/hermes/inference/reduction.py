@@ -65,8 +65,9 @@ class Reduction:
             self._presence = np.maximum(self._presence, peaks)
             return
         chosen = probabilities if len(active) == len(peaks) else probabilities[active]
-        entropy, voxels = self._task_entropies(chosen, slab)
-        undecided = self._undecided_bits(chosen, slab)
+        some = self._some(chosen, slab).contiguous()  # read often from here on
+        entropy, voxels = _task_entropies(some)
+        undecided = _undecided_bits(some if self._map is None else chosen)
         claiming = [number for number, task in enumerate(active) if peaks[task] > THRESHOLD]
         labels = None
         if claiming:
@@ -107,23 +108,24 @@ class Reduction:
         y, x = (slice(-low % self._stride, None, self._stride) for low, _ in slab[1:])
         return array[..., y, x]
 
-    def _undecided_bits(self, chosen: Tensor, slab: Box) -> NDArray[np.float32]:
-        """Entropy of the task nearest to 0.5 where undecided, else 0; of every voxel only for a map."""
-        # Entropy falls with the distance from 0.5, so the least decided task is found without a logarithm.
-        distance = _distance(chosen if self._map is not None else self._some(chosen, slab))
-        bits = _bits(0.5 + distance).masked_fill_(distance > THRESHOLD - BOUNDARY, 0.0)
-        values: NDArray[np.float32] = bits.cpu().numpy()
-        return values
 
-    def _task_entropies(self, chosen: Tensor, slab: Box) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Per task: the sum of the entropies in bits where it or its boundary is, and how many voxels."""
-        some = self._some(chosen, slab).flatten(1)
-        if some.shape[1] == 0:
-            return np.zeros(len(chosen)), np.zeros(len(chosen), dtype=np.int64)
-        member = some >= BOUNDARY
-        entropy = _bits(some.clamp(min=BOUNDARY)).mul_(member)
-        sums = entropy.sum(dim=1, dtype=torch.float64)
-        return sums.cpu().numpy(), member.sum(dim=1).cpu().numpy()
+def _undecided_bits(chosen: Float[Tensor, "k d h w"]) -> NDArray[np.float32]:
+    """Entropy of the task nearest to 0.5 where that is undecided, else 0."""
+    # Entropy falls with the distance from 0.5, so the least decided task is found without a logarithm.
+    distance = _distance(chosen)
+    bits = _bits(0.5 + distance).masked_fill_(distance > THRESHOLD - BOUNDARY, 0.0)
+    values: NDArray[np.float32] = bits.cpu().numpy()
+    return values
+
+
+def _task_entropies(some: Float[Tensor, "k d h w"]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Per task: the sum of the entropies in bits where it or its boundary is, and how many voxels."""
+    if some.numel() == 0:
+        return np.zeros(len(some)), np.zeros(len(some), dtype=np.int64)
+    member = some >= BOUNDARY
+    # Summed in float32 within a slab (asking for float64 copies everything), in float64 over slabs.
+    sums = _bits(some).mul_(member).flatten(1).sum(dim=1)
+    return sums.cpu().numpy().astype(np.float64), member.flatten(1).sum(dim=1).cpu().numpy()
 
 
 def _distance(chosen: Float[Tensor, "k d h w"]) -> Float[Tensor, "d h w"]:
