@@ -23,7 +23,7 @@ Containers = Sequence[Sequence[int]]
 
 def resolve(
     probabilities: Float[Tensor, k * space], tasks: Sequence[int], containers: Containers
-) -> Int[Tensor, ...]:
+) -> Int[Tensor, "d h w"]:
     """The place in the request, counted from 1, of the task that each voxel belongs to; 0 is background.
 
     Args:
