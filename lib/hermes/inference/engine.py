@@ -34,7 +34,7 @@ from hermes.inference.windows import Box, Layout, Shape, Weighting, cut, is_air
 
 Precision = Literal["fp32", "bf16"]
 
-DEFAULT_BUDGET_BYTES = 1280 * 2**20
+DEFAULT_BUDGET_BYTES = 1024 * 2**20
 """For what is kept of the windows and the slab in work; the network's activations come on top."""
 
 

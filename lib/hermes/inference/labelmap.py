@@ -22,7 +22,7 @@ Containers = Sequence[Sequence[int]]
 
 
 def resolve(
-    probabilities: Float[Tensor, k * space], tasks: Sequence[int], containers: Containers
+    probabilities: Float[Tensor, "k d h w"], tasks: Sequence[int], containers: Containers
 ) -> Int[Tensor, "d h w"]:
     """The place in the request, counted from 1, of the task that each voxel belongs to; 0 is background.
 
@@ -46,7 +46,7 @@ def resolve(
     return labels
 
 
-def _place_of_highest(probabilities: Float[Tensor, k * space]) -> Int[Tensor, "d h w"]:
+def _place_of_highest(probabilities: Float[Tensor, "k d h w"]) -> Int[Tensor, "d h w"]:
     """``argmax`` over the first axis; several times faster on a CPU, and **overwrites** its argument.
 
     Positive floats are ordered as their bits read as integers. The place goes into the lowest bits, counted
