@@ -114,7 +114,9 @@ def _folders(folder: Path) -> tuple[Path, Path]:
     for images, labels in (("images", "labels"), ("imagesTr", "labelsTr")):
         if (folder / images).is_dir() and (folder / labels).is_dir():
             return folder / images, folder / labels
-    msg = f"Expected folders images/ and labels/ with files of the same names in {folder}, they are not there."
+    msg = (
+        f"Expected folders images/ and labels/ with files of the same names in {folder}, they are not there."
+    )
     raise BadRequestError(msg)
 
 
@@ -163,7 +165,17 @@ def running_server(studies: Path, conf: Mapping[str, str], log: Path) -> Iterato
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     text = " ".join(f"{key}={value}" for key, value in conf.items())
-    command = [sys.executable, "-m", "hermes.serve", "--port", str(port), "--studies", str(studies), "--conf", text]
+    command = [
+        sys.executable,
+        "-m",
+        "hermes.serve",
+        "--port",
+        str(port),
+        "--studies",
+        str(studies),
+        "--conf",
+        text,
+    ]
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
         try:
@@ -279,9 +291,14 @@ def play(dataset: Dataset, out: Path, *, rounds: int, per_round: int, strategy: 
         shutil.copy(pair.image, studies / pair.image.name)
     conf = {**dataset.conf, "labels_per_round": str(per_round)}
     results: list[RoundResult] = []
-    console.print(f"{len(dataset.pool)} images to label, {len(dataset.held_out)} held out; starting the server ...")
+    console.print(
+        f"{len(dataset.pool)} images to label, {len(dataset.held_out)} held out; starting the server ..."
+    )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with running_server(studies, conf, out / "server.log") as address, Progress(*columns, console=console) as bar:
+    with (
+        running_server(studies, conf, out / "server.log") as address,
+        Progress(*columns, console=console) as bar,
+    ):
         annotator = Annotator(address, dataset, out / "tmp")
         results.append(_measured(annotator, dataset, bar, out, 0, 0, (0.0, 0.0)))
         for number in range(1, rounds + 1):
@@ -304,18 +321,30 @@ def play(dataset: Dataset, out: Path, *, rounds: int, per_round: int, strategy: 
 
 
 def _measured(
-    annotator: Annotator, dataset: Dataset, bar: Progress, out: Path, number: int, labels: int, seconds: tuple[float, float]
+    annotator: Annotator,
+    dataset: Dataset,
+    bar: Progress,
+    out: Path,
+    number: int,
+    labels: int,
+    seconds: tuple[float, float],
 ) -> RoundResult:
     task = bar.add_task(f"round {number}: measuring", total=len(dataset.held_out))
     means, version, first = annotator.measure(dataset.held_out, lambda: bar.advance(task))
     pair = dataset.held_out[0]
     title = f"{pair.case_id}, {labels} labels: left truth, right {version}"
-    draw_overlay(read_volume(pair.image).array, _label(pair.label).array, first, title, out / f"overlay-{number}.png")
+    draw_overlay(
+        read_volume(pair.image).array, _label(pair.label).array, first, title, out / f"overlay-{number}.png"
+    )
     return RoundResult(number, labels, means, round(seconds[0], 1), round(seconds[1], 1), version)
 
 
 def draw_overlay(
-    image: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any], title: str, path: Path
+    image: np.ndarray[Any, Any],
+    truth: np.ndarray[Any, Any],
+    predicted: np.ndarray[Any, Any],
+    title: str,
+    path: Path,
 ) -> None:
     """Truth and prediction on the slice with most of the truth, as a PNG. All arrays (D, H, W)."""
     from matplotlib import pyplot
@@ -325,7 +354,7 @@ def draw_overlay(
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4.6))
     for axis, label in zip(axes, (truth, predicted), strict=True):
         axis.imshow(image[z], cmap="gray", vmin=low, vmax=high)
-        shown = np.ma.masked_equal(label[z], 0)
+        shown = np.where(label[z] == 0, np.nan, label[z])
         axis.imshow(shown, cmap="tab10", vmin=1, vmax=10, alpha=0.5, interpolation="nearest")
         axis.axis("off")
     figure.suptitle(title, fontsize=9)
@@ -354,7 +383,15 @@ def _mean(result: RoundResult) -> float:
 
 
 def _table(results: Sequence[RoundResult]) -> Table:
-    table = Table("round", "labels", *results[-1].dice, "mean Dice", "training s", "last label to new model s", "version")
+    table = Table(
+        "round",
+        "labels",
+        *results[-1].dice,
+        "mean Dice",
+        "training s",
+        "last label to new model s",
+        "version",
+    )
     for r in results:
         values = [f"{r.dice[name]:.3f}" for name in results[-1].dice]
         table.add_row(
@@ -367,7 +404,9 @@ def _table(results: Sequence[RoundResult]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play the demo; 2 when the arguments are wrong, 1 when a round fails."""
     parser = argparse.ArgumentParser(prog="hermes.demo", description=__doc__)
-    parser.add_argument("--data", default="", help="folder with images/ and labels/; empty: the sample campaign")
+    parser.add_argument(
+        "--data", default="", help="folder with images/ and labels/; empty: the sample campaign"
+    )
     parser.add_argument("--out", default="demo-out")
     parser.add_argument("--conf", default="", help="further settings for the server")
     parser.add_argument("--rounds", type=int, default=0, help="0: as many as reach 20 labels, at least 3")
@@ -379,7 +418,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         per_round = int(conf.get("labels_per_round", "5"))
         rounds = given.rounds or max(3, min(4, len(dataset.pool) // per_round))
         if rounds * per_round > len(dataset.pool):
-            msg = f"Expected at least {rounds * per_round} images for {rounds} rounds, got {len(dataset.pool)}."
+            msg = (
+                f"Expected at least {rounds * per_round} images for {rounds} rounds, got {len(dataset.pool)}."
+            )
             raise BadRequestError(msg)
         play(dataset, Path(given.out), rounds=rounds, per_round=per_round, strategy=given.strategy)
     except BadRequestError as error:

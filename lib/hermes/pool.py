@@ -54,7 +54,9 @@ class PoolScorer:
     def _scores(self, image_id: CaseId, path: Path) -> tuple[str, list[Score]]:
         bindings = self._workspace.bindings()
         rows = {name: bindings.rows[name] for name in bindings.trained}
-        prediction = self._resident.predictor().predict(path, rows, modality=self._workspace.settings.modality)
+        prediction = self._resident.predictor().predict(
+            path, rows, modality=self._workspace.settings.modality
+        )
         scores = [Score(image_id, WHOLE_IMAGE, prediction.uncertainty)]
         scores += [Score(image_id, r.structure, r.uncertainty) for r in prediction.structures]
         return prediction.model_version, scores

@@ -23,7 +23,9 @@ class Offer:
 class Queue:
     """Offers unlabelled images; an offered one is reserved for its annotator."""
 
-    def __init__(self, campaign: Campaign, *, lease_s: float, seed: int, serving_version: Callable[[], str]) -> None:
+    def __init__(
+        self, campaign: Campaign, *, lease_s: float, seed: int, serving_version: Callable[[], str]
+    ) -> None:
         """Offer images of ``campaign``.
 
         Args:
@@ -41,11 +43,16 @@ class Queue:
         open_images = [i for i in images if i not in labelled and i not in broken]
         if not open_images:
             left_out = f" {len(broken)} could not be read and are left out." if broken else ""
-            return Offer(None, f"All {len(labelled)} readable images are labelled: nothing is left to offer.{left_out}")
+            return Offer(
+                None, f"All {len(labelled)} readable images are labelled: nothing is left to offer.{left_out}"
+            )
         leases = self._campaign.active_leases()
         free = [i for i in open_images if i not in leases or leases[i].annotator == annotator]
         if not free:
-            return Offer(None, f"The last {len(open_images)} unlabelled images are with other annotators now. Ask again later.")
+            return Offer(
+                None,
+                f"The last {len(open_images)} unlabelled images are with other annotators now. Ask again later.",
+            )
         scores = self._campaign.get_scores(UNCERTAINTY_METHOD, self._serving())
         # An image that this annotator was offered before and has not labelled comes behind all others.
         candidates = [Candidate(i, scores.get(i, {}), leased=i in leases) for i in free]

@@ -24,7 +24,14 @@ from hermes.campaign.records import Annotated, LabelRecord, VersionState
 from hermes.checkpoint import Manifest, load_checkpoint, save_checkpoint
 from hermes.config import Settings
 from hermes.device import choose_device, choose_precision
-from hermes.errors import BadImageError, BadLabelError, BusyError, CancelledError, HermesError, NothingToTrainError
+from hermes.errors import (
+    BadImageError,
+    BadLabelError,
+    BusyError,
+    CancelledError,
+    HermesError,
+    NothingToTrainError,
+)
 from hermes.labels.space import LabelSpace
 from hermes.model import UniversalNetwork, extend_tasks
 from hermes.submission import LabelArchive
@@ -159,7 +166,9 @@ class _Round:
                                eta_s=(report.steps - report.step) / rate)  # fmt: skip
 
         seed = self._settings.seed + len(self._workspace.versions.names())
-        result = train(net, cases, recipe, device=self._device, seed=seed, on_step=on_step, should_stop=self._should_stop)
+        result = train(
+            net, cases, recipe, device=self._device, seed=seed, on_step=on_step, should_stop=self._should_stop
+        )
         self._progress("publishing", step=recipe.steps, steps=recipe.steps)
         version = self._publish(result, serving.name, manifest, bindings, cases, recipe, seed)
         loss = float(np.mean(result.losses[-20:]))
@@ -185,7 +194,9 @@ class _Round:
     def _case(self, label: LabelRecord, bindings: Bindings, manifest: Manifest) -> TrainingCase:
         spec = self._workspace.preparation(manifest)
         modality = self._settings.modality
-        prepared = self._workspace.cache.prepared(self._image_path(label.image_id), spec, modality=modality, lazy=True)
+        prepared = self._workspace.cache.prepared(
+            self._image_path(label.image_id), spec, modality=modality, lazy=True
+        )
         path = Path(label.path)
         labels = self._workspace.cache.prepared_labels(path, prepared.record, lazy=True)
         values = {name: value for value, name in LabelArchive.names_of(path).items()}
@@ -207,7 +218,7 @@ class _Round:
         if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
             msg = "Training ended with weights that are not finite; the serving version stays. Lower `learning_rate`."
             raise HermesError(msg)
-        assert isinstance(net, UniversalNetwork)  # noqa: S101  # what went in comes out
+        assert isinstance(net, UniversalNetwork)  # what went in comes out
         rows = sorted(manifest.learned_rows | {row for case in cases for row in case.annotated})
         name = self._workspace.versions.new_name(_digest(net))
         stored = save_checkpoint(
@@ -247,7 +258,9 @@ def choose_recipe(
 ) -> Recipe:
     """The recipe of METHOD.md section 6, scaled to the device and the number of cases."""
     gpu = device.type == "cuda"
-    patch = settings.train_patch_voxels or fit_patch([c.image.shape for c in cases], largest=128 if gpu else 64)
+    patch = settings.train_patch_voxels or fit_patch(
+        [c.image.shape for c in cases], largest=128 if gpu else 64
+    )
     recipe = Recipe.for_gpu() if gpu else Recipe.for_cpu()
     return replace(
         recipe,

@@ -74,7 +74,9 @@ def server_arguments(studies: str, host: str, port: int, conf: Mapping[str, str]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server until it is stopped; 2 when the arguments are wrong."""
     parser = argparse.ArgumentParser(prog="hermes.serve", description=__doc__)
-    parser.add_argument("--studies", default="", help="folder of images or DICOMweb URL; empty: the sample campaign")
+    parser.add_argument(
+        "--studies", default="", help="folder of images or DICOMweb URL; empty: the sample campaign"
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--conf", default="", help='"key=value key=value ...", see apps/hermes/README.md')
@@ -88,9 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     studies = given.studies or str(sample_campaign(CAMPAIGNS / "sample"))
     if "://" not in studies and not Path(studies).is_dir():
-        sys.stderr.write(f"make serve: expected STUDIES to be a folder of images or a DICOMweb URL, got {studies!r}.\n")
+        sys.stderr.write(
+            f"make serve: expected STUDIES to be a folder of images or a DICOMweb URL, got {studies!r}.\n"
+        )
         return 2
-    sys.stderr.write(f"Hermes starts on http://{given.host}:{given.port} with {studies} (about 10 seconds) ...\n")
+    sys.stderr.write(
+        f"Hermes starts on http://{given.host}:{given.port} with {studies} (about 10 seconds) ...\n"
+    )
     _start(server_arguments(studies, given.host, given.port, conf))
     return 0
 

@@ -34,9 +34,11 @@ from hermes.types import Modality
 
 SPACING_MM = 3.0  # phantoms are 2 to 5 mm; finer costs time on a CPU and shows nothing more
 PATCH = (64, 64, 64)
-TRAINING_SEEDS = 10_000  # first seed of the training cases; the sample data use small seeds
+TRAINING_SEEDS = 10_000  # first seed of the training cases; the sample data use seeds below 1,000
 MEASURING_SEEDS = 90_000
-HELD_BACK = "PhantomAbdomenCT"  # the protocol of the sample campaign: what the demo learns, the starter must not know
+HELD_BACK = (
+    "PhantomAbdomenCT"  # the protocol of the sample campaign: what the demo learns, the starter must not know
+)
 NOTE = (
     "Trained on digital phantoms that this project generates itself, and on nothing else. It is a demonstration and "
     "a start for fine-tuning. It has never seen a patient: never use its answers for one."
@@ -53,7 +55,8 @@ class PhantomSpace:
 
 def phantom_space() -> PhantomSpace:
     """One task for each structure of each phantom dataset that the starter is trained on."""
-    tasks, rows = [], {}
+    tasks: list[Task] = []
+    rows: dict[tuple[str, str], int] = {}
     for dataset in datasets():
         if dataset.name == HELD_BACK:
             continue
@@ -65,7 +68,8 @@ def phantom_space() -> PhantomSpace:
 
 def phantom_volume(case: PhantomCase) -> Volume:
     """The phantom as an image of known modality."""
-    return Volume(case.image, Grid(case.image.shape, case.affine), case.modality, "caller", 1.0)
+    depth, height, width = case.image.shape
+    return Volume(case.image, Grid((depth, height, width), case.affine), case.modality, "caller", 1.0)
 
 
 def training_case(case: PhantomCase, spec: PreparationSpec, rows: dict[tuple[str, str], int]) -> TrainingCase:
@@ -73,8 +77,12 @@ def training_case(case: PhantomCase, spec: PreparationSpec, rows: dict[tuple[str
     prepared = prepare(phantom_volume(case), spec)
     labels = prepared.record.prepare_labels(case.labels).astype(np.uint8)
     present = set(np.unique(labels).tolist())
-    annotated = {rows[case.dataset, name]: value if value in present else None for value, name in case.names.items()}
-    return TrainingCase(case.name, prepared.array.astype(np.float16), labels, annotated, case.modality, case.dataset)
+    annotated = {
+        rows[case.dataset, name]: value if value in present else None for value, name in case.names.items()
+    }
+    return TrainingCase(
+        case.name, prepared.array.astype(np.float16), labels, annotated, case.modality, case.dataset
+    )
 
 
 def measure(predictor: Predictor, space: PhantomSpace, *, cases: int) -> dict[str, float]:
@@ -101,7 +109,9 @@ def make_starter(out: Path, *, steps: int, cases: int, seed: int) -> Manifest:
     jobs = [(d.name, TRAINING_SEEDS + i) for d in datasets() if d.name != HELD_BACK for i in range(cases)]
     training = [training_case(make_case(name, s), spec, space.rows) for name, s in track(jobs, "phantoms")]
     torch.manual_seed(seed)
-    config = NetworkConfig("hermes-c", DEFAULT_WIDTHS["hermes-c"], tasks=len(space.space), modalities=len(Modality))
+    config = NetworkConfig(
+        "hermes-c", DEFAULT_WIDTHS["hermes-c"], tasks=len(space.space), modalities=len(Modality)
+    )
     net = build_network(config)
     device = choose_device("auto")
     recipe = replace(
@@ -120,7 +130,7 @@ def make_starter(out: Path, *, steps: int, cases: int, seed: int) -> Manifest:
 def _store(
     out: Path, net: torch.nn.Module, space: PhantomSpace, spec: PreparationSpec, recipe: Recipe, seed: int
 ) -> Manifest:
-    assert isinstance(net, UniversalNetwork)  # noqa: S101  # what went in comes out
+    assert isinstance(net, UniversalNetwork)  # what went in comes out
     manifest = Manifest(
         network=net.config,
         label_space=space.space,

@@ -43,11 +43,15 @@ class Server:
     def post(self, path: str, **more: Any) -> requests.Response:
         return requests.post(f"{self.address}{path}", timeout=300, **more)
 
-    def infer(self, image: str, params: Mapping[str, Any] | None = None, *, model: str = "hermes") -> requests.Response:
+    def infer(
+        self, image: str, params: Mapping[str, Any] | None = None, *, model: str = "hermes"
+    ) -> requests.Response:
         data = {"params": json.dumps(params or {})}
         return self.post(f"/infer/{model}", params={"image": image, "output": "json"}, data=data)
 
-    def submit(self, image: str, label: Path, params: Mapping[str, Any] | None, **query: str) -> requests.Response:
+    def submit(
+        self, image: str, label: Path, params: Mapping[str, Any] | None, **query: str
+    ) -> requests.Response:
         with label.open("rb") as stream:
             return requests.put(
                 f"{self.address}/datastore/label",
@@ -86,7 +90,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = tuple(Task(name, "Test") for name in STRUCTURES)
     net = build_network(NetworkConfig("hermes-c", 8, tasks=len(tasks)))
     directory = tmp_path_factory.mktemp("model") / "tiny"
-    manifest = Manifest(net.config, LabelSpace(tasks), PreparationSpec(spacing_mm=9.0), (32, 32, 32), version="tiny")
+    manifest = Manifest(
+        net.config, LabelSpace(tasks), PreparationSpec(spacing_mm=9.0), (32, 32, 32), version="tiny"
+    )
     save_checkpoint(directory, net, manifest)
     return directory
 

@@ -166,7 +166,9 @@ def test_upload_under_a_path(server: Any, name: str, tmp_path: Path) -> None:
     path.write_bytes((server.studies / f"{next(iter(server.cases))}.nii.gz").read_bytes())
     with path.open("rb") as stream:
         url = f"{server.address}/datastore/image"
-        refused(requests.put(url, params={"image": name}, files={"file": stream}, timeout=60), 400, "image id")
+        refused(
+            requests.put(url, params={"image": name}, files={"file": stream}, timeout=60), 400, "image id"
+        )
 
 
 def test_upload_of_a_corrupt_image(server: Any, tmp_path: Path) -> None:
@@ -176,7 +178,9 @@ def test_upload_of_a_corrupt_image(server: Any, tmp_path: Path) -> None:
     path.write_bytes(b"not an image")
     with path.open("rb") as stream:
         url = f"{server.address}/datastore/image"
-        refused(requests.put(url, params={"image": "new"}, files={"file": stream}, timeout=60), 422, "Expected")
+        refused(
+            requests.put(url, params={"image": "new"}, files={"file": stream}, timeout=60), 422, "Expected"
+        )
 
 
 def test_upload_over_an_existing_image(server: Any, image: str, tmp_path: Path) -> None:
@@ -216,4 +220,8 @@ def test_uploading_weights_is_refused(server: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(b"weights")
     with path.open("rb") as stream:
-        refused(requests.put(f"{server.address}/model/hermes", files={"file": stream}, timeout=60), 400, "published")
+        refused(
+            requests.put(f"{server.address}/model/hermes", files={"file": stream}, timeout=60),
+            400,
+            "published",
+        )

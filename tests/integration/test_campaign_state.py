@@ -47,7 +47,9 @@ def test_corrupt_image_is_refused_and_does_not_block_the_campaign(start: Any) ->
         assert "Expected" in response.json()["detail"]
         offered = set()
         for _ in range(6):
-            offered.add(server.post("/activelearning/first", json={"client_id": f"c{len(offered)}"}).json().get("id"))
+            offered.add(
+                server.post("/activelearning/first", json={"client_id": f"c{len(offered)}"}).json().get("id")
+            )
         assert offered == {*server.cases, None}
 
 
@@ -93,6 +95,8 @@ def test_killed_server_leaves_no_orphan_and_loses_nothing(start: Any, truth: Any
         assert server.stats()["serving_version"] == published
         assert server.get("/info/").json()["datastore"]["completed"] == 4
         with server.campaign() as campaign:
-            assert sorted(label.image_id for label in campaign.labels()) == sorted(image for image, _ in cases[:4])
+            assert sorted(label.image_id for label in campaign.labels()) == sorted(
+                image for image, _ in cases[:4]
+            )
         assert server.infer(cases[4][0]).json()["model_version"] == published
     assert sorted((studies / ".hermes" / "models").iterdir()) == before

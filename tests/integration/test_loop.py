@@ -52,7 +52,9 @@ def test_campaign_end_to_end(start: Any, truth: Any, tmp_path: Path) -> None:
         wait_for(lambda: server.stats()["serving_version"] != "tiny", "a published version")
         version = server.stats()["serving_version"]
         assert server.infer(labelled[0]).json()["model_version"] == version
-        wait_for(lambda: server.get("/train/?check_if_running=true").status_code == 404, "the end of the trainer")
+        wait_for(
+            lambda: server.get("/train/?check_if_running=true").status_code == 404, "the end of the trainer"
+        )
         assert server.get("/train/").json()["status"] == "DONE"
 
         with server.campaign() as campaign:

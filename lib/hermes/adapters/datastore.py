@@ -61,7 +61,9 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
     @answers_errors
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
+    ) -> str:
         """Check and store a label; the id of a label is the id of its image."""
         self.require_image(image_id)
         tag = _checked_name(str(getattr(label_tag, "value", label_tag)), "tag")
@@ -150,7 +152,8 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             NotFoundError: it is not.
         """
         if image_id not in self._datastore.objects:
-            msg = f"Expected the id of one of the {len(self.list_images())} images here, got {image_id!r}. GET /datastore/?output=all lists them."
+            count = len(self.list_images())
+            msg = f"Expected the id of one of the {count} images here, got {image_id!r}. GET /datastore/?output=all lists them."
             raise NotFoundError(msg)
 
     def image(self, image_id: str) -> Volume:
@@ -194,7 +197,6 @@ def _checked_name(name: str, what: str) -> str:
         BadRequestError: it holds a path separator, starts with a dot, or the like.
     """
     if not _SAFE_NAME.fullmatch(name):
-        msg = f"Expected a {what} of letters, digits, '_', '-', '.' and spaces that starts with none of the last three, got {name!r}."
+        msg = f"Expected a {what} of letters, digits, '_', '-', '.' and spaces, beginning with a letter or digit, got {name!r}."
         raise BadRequestError(msg)
     return name
-

@@ -11,7 +11,9 @@ from hermes.adapters.requests import uploaded_file
 from hermes.errors import BadRequestError, NotFoundError
 
 
-def resolve_image(image: Any, datastore: Datastore, sessions_directory: str | None) -> tuple[str | None, Path]:
+def resolve_image(
+    image: Any, datastore: Datastore, sessions_directory: str | None
+) -> tuple[str | None, Path]:
     """``(id, file)`` of an image of the datastore; the id is None for a file that was sent to this server.
 
     Raises:

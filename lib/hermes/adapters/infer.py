@@ -53,7 +53,9 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         if asked.structures is not None and not ready:
             msg = f"The serving model has not learned {waiting} yet. Label them in a few images; training then starts by itself."
             raise NotFoundError(msg)
-        prediction = self._predict(Path(request["image"]), {name: bindings.rows[name] for name in ready}, asked.modality)
+        prediction = self._predict(
+            Path(request["image"]), {name: bindings.rows[name] for name in ready}, asked.modality
+        )
         values = campaign_values(bindings.structures)
         label_map = _in_campaign_values(prediction, values)
         file = tempfile.NamedTemporaryFile(suffix=asked.extension, delete=False).name  # noqa: SIM115  # the endpoint removes it

@@ -88,7 +88,11 @@ def uploaded_file(image: str, sessions_directory: str | None) -> Path | None:
     if not path.is_absolute() or not path.exists():
         return None
     real = path.resolve()
-    if real.parent == Path(tempfile.gettempdir()).resolve() and _UPLOAD.fullmatch(real.name) and not path.is_symlink():
+    if (
+        real.parent == Path(tempfile.gettempdir()).resolve()
+        and _UPLOAD.fullmatch(real.name)
+        and not path.is_symlink()
+    ):
         return real
     if sessions_directory and Path(sessions_directory).resolve() in real.parents:
         return real

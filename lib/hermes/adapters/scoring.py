@@ -19,7 +19,9 @@ class UncertaintyScoring(ScoringMethod):  # type: ignore[misc]
 
     def __init__(self, scorer: PoolScorer) -> None:
         self._scorer = scorer
-        super().__init__("Mean entropy of the serving model in and around its structures, per unlabelled image")
+        super().__init__(
+            "Mean entropy of the serving model in and around its structures, per unlabelled image"
+        )
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """How many images were scored now."""
@@ -49,7 +51,11 @@ def _agreement(datastore: Datastore, image_id: str) -> dict[str, float]:
         for tag in (DefaultLabelTag.ORIGINAL, DefaultLabelTag.FINAL)
     )
     annotated = datastore.get_label_info(image_id, DefaultLabelTag.FINAL.value).get("label_info", [])
-    named = datastore.get_label_info(image_id, DefaultLabelTag.ORIGINAL.value).get("params", {}).get("label_names", {})
+    named = (
+        datastore.get_label_info(image_id, DefaultLabelTag.ORIGINAL.value)
+        .get("params", {})
+        .get("label_names", {})
+    )
     return {
         entry["name"]: round(dice(offered.array == named[entry["name"]], submitted.array == entry["idx"]), 4)
         for entry in annotated

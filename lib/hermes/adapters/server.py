@@ -20,7 +20,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from monailabel.endpoints import activelearning, batch_infer, datastore, infer, info, logs, model, scoring, session, train
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    datastore,
+    infer,
+    info,
+    logs,
+    model,
+    scoring,
+    session,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +65,9 @@ def _blocking(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         except StopIteration as finished:
             return finished.value
         coroutine.close()
-        msg = f"Expected the endpoint {endpoint.__name__} not to await, it does. It cannot be run in a thread."
+        msg = (
+            f"Expected the endpoint {endpoint.__name__} not to await, it does. It cannot be run in a thread."
+        )
         raise RuntimeError(msg)
 
     functools.update_wrapper(call, endpoint)
@@ -78,5 +91,7 @@ def malformed_json(_: Request, error: json.JSONDecodeError) -> JSONResponse:
 @app.exception_handler(Exception)  # type: ignore[untyped-decorator]
 def unexpected(_: Request, error: Exception) -> JSONResponse:
     """500 with the kind of the error; its traceback is in the server's log."""
-    reason = f"The server met an error it did not expect ({type(error).__name__}). Its log says more: GET /logs/."
+    reason = (
+        f"The server met an error it did not expect ({type(error).__name__}). Its log says more: GET /logs/."
+    )
     return JSONResponse({"detail": reason}, 500)

@@ -63,7 +63,7 @@ class Supervisor:
         while True:
             try:
                 self.look()
-            except Exception:  # noqa: BLE001  # the thread must outlive a full disk or a locked database
+            except Exception:  # the thread must outlive a full disk or a locked database
                 logger.exception("The supervisor met an error and goes on")
             self._wake.wait(INTERVAL_S)
             self._wake.clear()

@@ -74,7 +74,9 @@ def refuse_paths(request: Mapping[str, Any]) -> None:
     """
     for option in _PATH_OPTIONS:
         value = request.get(option)
-        if value is not None and (not isinstance(value, str) or "/" in value or "\\" in value or ".." in value):
+        if value is not None and (
+            not isinstance(value, str) or "/" in value or "\\" in value or ".." in value
+        ):
             msg = f"Expected a plain name without path separators as {option!r} of a train request, got {value!r}."
             raise BadRequestError(msg)
 

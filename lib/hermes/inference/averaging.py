@@ -31,7 +31,7 @@ class Piece:
     @property
     def end_y(self) -> int:
         """One beyond the last row."""
-        return self.start[1] + self.values.shape[2]
+        return int(self.start[1] + self.values.shape[2])
 
     def on_cpu(self) -> Piece:
         """The same in main memory."""
@@ -83,11 +83,11 @@ class Averager:
             )
             probabilities = self._probabilities(piece, part)
             if self._uniform:
-                total[(slice(None), *inside)] += probabilities
+                total[(slice(None), inside[0], inside[1], inside[2])] += probabilities
                 seen[inside] += 1.0
             else:
                 weight = self._weight(piece, part, device)
-                total[(slice(None), *inside)] += probabilities.mul_(weight)
+                total[(slice(None), inside[0], inside[1], inside[2])] += probabilities.mul_(weight)
                 seen[inside] += weight
         total /= seen.clamp_(min=1e-12)
         return total
@@ -96,7 +96,7 @@ class Averager:
         own = tuple(
             slice(axis.start - low, axis.stop - low) for axis, low in zip(part, piece.start, strict=True)
         )
-        values = piece.values[(slice(None), *own)]
+        values = piece.values[(slice(None), own[0], own[1], own[2])]
         shape = list(values.shape[1:])
         result = self._buffer("window", self._tasks, shape, values.device)
         if piece.weights is None:

@@ -90,7 +90,8 @@ def take_nearest(
 
 
 def _nearest(positions: NDArray[np.float64], size: int) -> NDArray[np.intp]:
-    return np.clip(np.floor(positions + 0.5), 0, size - 1).astype(np.intp)
+    nearest: NDArray[np.intp] = np.clip(np.floor(positions + 0.5), 0, size - 1).astype(np.intp)
+    return nearest
 
 
 def _linear(array: NDArray[np.float32], axis: int, axis_map: AxisMap) -> NDArray[np.float32]:
