@@ -170,7 +170,8 @@ def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+        rate, betas, eps = recipe.learning_rate, recipe.betas, recipe.eps
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=True)
     optimiser: torch.optim.Optimizer = Lamb(
         groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, weight_decouple=False
     )
