@@ -275,8 +275,8 @@ class _Run:
         """The plan, now that the width of the features is known."""
         z_window, y_window, x_window = self.layout.window
         _, lines, columns = (len(starts) for starts in self.layout.starts)
-        # At most the upper halves of one row of windows, the lower halves of two lines.
-        windows = columns * (0.5 * lines + 0.5 * min(lines, 3))
+        # At most the upper halves of one row of windows and all that its last lines share with the row before.
+        windows = columns * (0.5 * lines + min(0.5 * lines + 0.5, 3.0))
         if len(self.layout.starts[0]) == 1:
             windows = columns * min(lines, 3)
         channels = min(features.shape[1], len(self.request.rows))
