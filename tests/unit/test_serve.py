@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from hermes.errors import BadRequestError, HermesError
+from hermes.serve import check_port, main, parse_conf, server_arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("a=1", {"a": "1"}),
+        ("structures=liver,left kidney labels_per_round=5", {"structures": "liver,left kidney", "labels_per_round": "5"}),
+        ("  model=/x/my models   seed=3 ", {"model": "/x/my models", "seed": "3"}),
+        ("structures= seed=1", {"structures": "", "seed": "1"}),
+    ],
+)
+def test_conf(text: str, expected: dict[str, str]) -> None:
+    assert parse_conf(text) == expected
+
+
+@pytest.mark.parametrize("text", ["liver", "=3", "seed=1 seed=2"])
+def test_malformed_conf(text: str) -> None:
+    with pytest.raises(BadRequestError, match="Expected"):
+        parse_conf(text)
+
+
+def test_arguments_of_the_server() -> None:
+    given = server_arguments("/data", "127.0.0.1", 8000, {"structures": "liver,left kidney"})
+    assert given[-3:] == ["--conf", "structures", "liver,left kidney"]
+    assert given[given.index("--uvicorn_app") + 1] == "hermes.adapters.server:app"
+
+
+def test_port_in_use() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(HermesError, match="PORT="):
+            check_port("127.0.0.1", other.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--conf", "labels_pr_round=3"], "labels_per_round"), (["--studies", "/no/such/folder", "--port", "0"], "STUDIES")],
+)
+def test_wrong_arguments_end_with_a_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
