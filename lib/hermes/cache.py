@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import filelock
 import numpy as np
 import zarr
-import zarr.codecs
+from numcodecs import Blosc
 from numpy.typing import NDArray
 
 from hermes.errors import NotFoundError
@@ -47,6 +47,9 @@ TOUCH_AFTER_S = 30.0
 """An entry's time of last use is renewed at most this often."""
 DEFAULT_LIMIT_BYTES = 200 * 2**30
 
+_FORMAT: dict[str, int] = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}
+"""Python 3.10 has zarr 2 only; zarr 3 is told to write what both read."""
+
 T = TypeVar("T")
 
 
@@ -61,7 +64,7 @@ class LazyArray:
     def __init__(self, entry: Path, name: str) -> None:
         self._entry = entry
         self._name = name
-        self._array: Any = zarr.open_array(entry / name, mode="r")
+        self._array: Any = zarr.open_array(str(entry / name), mode="r")
         self.shape: tuple[int, ...] = tuple(self._array.shape)
         self.dtype: np.dtype[Any] = np.dtype(self._array.dtype)
 
@@ -279,13 +282,14 @@ def _read(source: str | os.PathLike[str] | Volume, modality: Modality | None, fr
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> None:
-    codec = zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle=zarr.codecs.BloscShuffle.shuffle)
-    stored = zarr.create_array(
-        store=path,
+    stored = zarr.open_array(
+        str(path),
+        mode="w",
         shape=array.shape,
-        dtype=array.dtype,
         chunks=tuple(min(CHUNK, size) for size in array.shape),
-        compressors=codec,
+        dtype=array.dtype,
+        compressor=Blosc("lz4", clevel=1, shuffle=Blosc.SHUFFLE),
+        **_FORMAT,
     )
     stored[...] = array
 
