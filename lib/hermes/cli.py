@@ -1,0 +1,286 @@
+"""``hermes``: the command line.
+
+Exit status: 0 all is done, 1 something could not be done, 2 the arguments are wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hermes import __version__
+from hermes.errors import BadRequestError, ConflictError, HermesError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hermes.browsing import Entry
+    from hermes.segmenting import Job, Outcome, Progress
+
+DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+_WRONG = (BadRequestError, NotFoundError, ConflictError)
+PLAIN_WIDTH = 200
+"""Columns of a table that goes to a file or a pipe: nothing is cut off there."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        status: int = given.run(given)
+    except HermesError as error:
+        sys.stderr.write(f"hermes {given.command}: {error}\n")
+        return WRONG_ARGUMENTS if isinstance(error, _WRONG) else FAILED
+    except OSError as error:
+        sys.stderr.write(f"hermes {given.command}: {error.strerror or error}: {error.filename}\n")
+        return FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write(f"hermes {given.command}: stopped\n")
+        return INTERRUPTED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hermes", description="Universal 3D segmentation with context priors."
+    )
+    parser.add_argument("--version", action="version", version=f"hermes {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_segment(commands)
+    _add_labels(commands)
+    _add_import(commands)
+    return parser
+
+
+# ------------------------------------------------------------------------------------------------ segment
+
+
+def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "segment images; each gets a label map on its own grid and a JSON report beside it"
+    command = commands.add_parser("segment", help=about, description=about[0].upper() + about[1:] + ".")
+    command.add_argument(
+        "image", nargs="+", type=Path, help="NIfTI, NRRD or MHA file, DICOM folder, or folder of image files"
+    )
+    command.add_argument("-o", "--out", required=True, type=Path, help="a file for one image, else a folder")
+    command.add_argument(
+        "--structures",
+        help="names, structure@protocol or groups, separated by commas; default: all that fit the modality",
+    )
+    command.add_argument("--modality", default="auto", help="CT, PET, T1, T2, cine, or auto (default)")
+    command.add_argument(
+        "--model", default="", metavar="DIR", help="model directory; default: the starter model"
+    )
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")
+    command.add_argument(
+        "--spacing", metavar="MM", default="0", help="voxel size the network sees; default: the model's"
+    )
+    command.add_argument("--frame", type=int, metavar="N", help="time point of 4D images, from 0")
+    command.add_argument("--json", action="store_true", help="print the reports as one JSON list")
+    command.set_defaults(run=_segment)
+
+
+def _segment(given: argparse.Namespace) -> int:
+    from hermes import segmenting
+    from hermes.config import from_conf
+    from hermes.serve import APP
+
+    conf = {
+        "model": given.model,
+        "modality": given.modality,
+        "device": given.device,
+        "spacing_mm": given.spacing,
+    }
+    settings = from_conf(conf)
+    structures = _names(given.structures)
+    jobs = segmenting.plan(given.image, given.out)
+    predictor = segmenting.load_predictor(settings, APP / "starter")
+    segmenting.check_structures(predictor.manifest, structures)
+    wish = segmenting.Wish(structures, settings.modality, given.frame)
+    outcomes = []
+    with _progress_bars(len(jobs)) as on_start:
+        for outcome in segmenting.segment_images(predictor, jobs, wish, on_start):
+            outcomes.append(outcome)
+            _tell(outcome, as_json=given.json)
+    if given.json:
+        _write_json([outcome.to_json() for outcome in outcomes])
+    return FAILED if any(outcome.report is None for outcome in outcomes) else DONE
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        msg = f"Expected --structures with names separated by single commas, got {text!r}."
+        raise BadRequestError(msg)
+    return names
+
+
+@contextmanager
+def _progress_bars(images: int) -> Iterator[Callable[[Job], Progress]]:
+    """A bar per image on the terminal; it counts windows."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("windows"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as bars:
+        started = 0
+
+        def on_start(job: Job) -> Callable[[int, int], None]:
+            nonlocal started
+            started += 1
+            bar = bars.add_task(f"{started}/{images} {job.label_map.name}", total=None)
+            return lambda done, total: bars.update(bar, completed=done, total=total)
+
+        yield on_start
+
+
+def _tell(outcome: Outcome, *, as_json: bool) -> None:
+    """One line per image: to stderr where it failed, else to stdout unless that holds JSON."""
+    report = outcome.report
+    if report is None:
+        sys.stderr.write(f"{outcome.job.image}: {outcome.reason}\n")
+    elif not as_json:
+        found = sum(result["voxels"] > 0 for result in report["structures"])
+        modality = report["modality"] or "modality unknown"
+        sys.stdout.write(
+            f"{outcome.job.label_map}: {found} of {len(report['structures'])} structures found "
+            f"({modality}, {report['timings_s']['total']:.1f} s)\n"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+def _add_labels(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "browse and search what can be segmented"
+    command = commands.add_parser("labels", help=about, description=about[0].upper() + about[1:] + ".")
+    command.add_argument(
+        "query", nargs="*", help="words of a name, synonym, protocol, modality, code or group"
+    )
+    command.add_argument(
+        "--group", help="only this body region: abdomen, thorax, head and neck, heart, brain, tumours, PET"
+    )
+    command.add_argument(
+        "--model", metavar="DIR", type=Path, help="a model's labels; default: the published networks'"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print a JSON list with everything about each structure"
+    )
+    command.set_defaults(run=_labels)
+
+
+def _labels(given: argparse.Namespace) -> int:
+    from hermes import browsing
+    from hermes.labels.space import published_label_space
+
+    if given.model is None:
+        space = published_label_space()
+    else:
+        from hermes.checkpoint import read_manifest  # brings torch, which takes seconds
+
+        if not given.model.is_dir():
+            msg = f"Expected a model directory, there is none at {str(given.model)!r}."
+            raise NotFoundError(msg)
+        space = read_manifest(given.model).label_space
+    query = " ".join(given.query)
+    entries = browsing.entries_of(space, given.group)
+    found = browsing.search(entries, query)
+    if given.json:
+        _write_json([entry.to_json() for entry in found])
+    elif found:
+        _write_table(found)
+    if not found:
+        where = f" in the group {given.group}" if given.group else ""
+        sys.stderr.write(
+            f"hermes labels: nothing matches {query!r}{where}.{browsing.suggestion(entries, query)}\n"
+        )
+    return DONE if found else FAILED
+
+
+def _write_table(entries: Sequence[Entry]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (
+        "structure",
+        "protocols",
+        "modalities",
+        "SNOMED CT",
+        "side",
+        "colour",
+        "groups",
+        "synonyms",
+    ):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        known = entry.structure
+        table.add_row(
+            Text(entry.name),
+            Text(", ".join(entry.protocols)),
+            Text(", ".join(m.value for m in entry.modalities) or "any"),
+            Text(known.code.value),
+            Text(known.laterality.meaning if known.laterality else ""),
+            Text("\u25a0 ", style=entry.colour_hex) + Text(entry.colour_hex),
+            Text(", ".join(known.groups)),
+            Text(", ".join(known.synonyms)),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PLAIN_WIDTH)
+    console.print(table)
+    tasks = sum(len(entry.tasks) for entry in entries)
+    console.print(
+        f"{len(entries)} structures, {tasks} tasks. Ask for one as 'structure' or 'structure@protocol'."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ import
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "make a model directory from a checkpoint of the published networks"
+    command = commands.add_parser("import", help=about, description=about[0].upper() + about[1:] + ".")
+    command.add_argument("file", type=Path, help="checkpoint or state dict (.pth), or .safetensors")
+    command.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="must not exist")
+    command.add_argument(
+        "--network", choices=("hermes-r", "hermes-m"), help="default: told by the weights' names"
+    )
+    command.set_defaults(run=_import)
+
+
+def _import(given: argparse.Namespace) -> int:
+    from hermes.importing import import_published
+
+    done = import_published(given.file, given.out, network=given.network)
+    for remark in done.remarks:
+        sys.stderr.write(f"hermes import: {remark}\n")
+    network = done.manifest.network
+    sys.stdout.write(
+        f"{done.directory}: {network.name} of width {network.width}, {len(done.manifest.label_space)} tasks.\n"
+        f"Segment with it: hermes segment IMAGE -o OUT --model {done.directory}\n"
+        f'Serve it: make serve STUDIES=FOLDER CONF="model={done.directory.absolute()}"\n'
+    )
+    return DONE
+
+
+def _write_json(content: object) -> None:
+    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
