@@ -20,7 +20,8 @@ pip install --progress-bar on -c constraints.txt numpy torch
 # environment that would fetch a second copy of torch.
 echo "== 3/4 MONAI Label and the rest"
 SAM2_BUILD_CUDA=0 pip install --quiet --no-build-isolation -c constraints.txt sam2
-pip install --quiet -c constraints.txt -e ".[server,dev]"
+pip install --progress-bar off -c constraints.txt -e ".[server,dev]" |
+  awk '/^Collecting/ { printf "\r   %d packages", ++n; fflush() } /^Installing/ { printf ", installing ..."; fflush() } END { print "" }'
 
 echo "== 4/4 check"
 "$VENV/bin/python" -c 'import monailabel, hermes' || fail "the environment does not import; please report with the output above"

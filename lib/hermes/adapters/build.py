@@ -69,11 +69,7 @@ class Parts:
             auto_reload=monai_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=monai_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
-        latest = {
-            label.image_id: (Path(label.path), {k: v.value for k, v in label.annotated.items()}, label.number)
-            for label in self.workspace.campaign.labels()
-        }
-        store.restore_missing_copies(latest)
+        store.restore_copies(self.workspace.campaign.labels())
         return store
 
     def infers(self) -> dict[str, Any]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from hermes.adapters.errors import answers_errors
+from hermes.campaign.records import LabelRecord
 from hermes.errors import BadImageError, BadRequestError, ConflictError, NotFoundError
+from hermes.publish import write_atomically
 from hermes.records import Volume
 from hermes.submission import LabelArchive, Submission, read_submission
 from hermes.transforms.reading import read_label_map, read_volume
@@ -76,14 +81,9 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         image = self.image(image_id)
         submission = read_submission(file, params, image_grid=image.grid, structures=self._structures)
         archived = self._archive.write(image_id, submission)
-        digest = hashlib.sha256(archived.read_bytes()).hexdigest()
-        self._record(image_id, archived, digest, submission, params)
+        self._record(image_id, archived, _sha256(archived), submission, params)
         kept = {k: v for k, v in params.items() if k not in _RESERVED_PARAMS}
-        info = kept | {
-            "label_info": [{"name": n, "idx": v} for v, n in submission.label_map.names.items()],
-            "annotated": dict(submission.annotated),
-            "version": int(archived.name.split(".")[0]),
-        }
+        info = kept | _label_info(submission.label_map.names, submission.annotated, archived)
         return self._place(image_id, archived, DefaultLabelTag.FINAL.value, info)
 
     def _save_offered(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> str:
@@ -166,28 +166,48 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         self.require_image(image_id)
         return read_volume(self.get_image_uri(image_id))
 
-    def restore_missing_copies(self, latest: Mapping[str, tuple[Path, Mapping[str, str], int]]) -> int:
-        """Put back submitted labels that the database knows and MONAI Label's folder lacks (after a crash).
+    def restore_copies(self, latest: Iterable[LabelRecord]) -> int:
+        """Put back submitted labels that the campaign knows and MONAI Label's folder lacks or has in part.
 
-        Args:
-            latest: image id -> (archived file, annotated, version number) of the newest submission.
+        That is what a crash between archiving and copying leaves. How many there were.
         """
         restored = 0
-        for image_id, (archived, annotated, number) in latest.items():
-            known = self._datastore.objects.get(image_id)
-            if known is None or known.labels.get(DefaultLabelTag.FINAL.value) or not archived.is_file():
+        for label in latest:
+            archived = Path(label.path)
+            if label.image_id not in self._datastore.objects or not archived.is_file():
                 continue
-            names = self._archive.names_of(archived)
-            info = {
-                "label_info": [{"name": n, "idx": v} for v, n in names.items()],
-                "annotated": dict(annotated),
-                "version": number,
-            }
-            self._place(image_id, archived, DefaultLabelTag.FINAL.value, info)
+            copy = self.get_label_uri(label.image_id, DefaultLabelTag.FINAL.value)
+            if copy and Path(copy).is_file() and _sha256(Path(copy)) == label.sha256:
+                continue
+            annotated = {name: state.value for name, state in label.annotated.items()}
+            info = _label_info(self._archive.names_of(archived), annotated, archived)
+            self._place(label.image_id, archived, DefaultLabelTag.FINAL.value, info)
             restored += 1
         if restored:
             logger.warning("Restored %d submitted labels from the archive", restored)
         return restored
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        # The stock method truncates the index before it writes: killed in between, no server starts again.
+        with FileLock(self._lock_file) if lock else nullcontext():
+            self._ignore_event_config = True
+            index = self._datastore.model_dump(exclude={"base_path"})
+            path = Path(self._datastore_config_path)
+            write_atomically(path, json.dumps(index, indent=2, default=str))
+            self._config_ts = path.stat().st_mtime
+
+
+def _label_info(names: Mapping[int, str], annotated: Mapping[str, str], archived: Path) -> dict[str, Any]:
+    """What MONAI Label notes beside a submitted label."""
+    return {
+        "label_info": [{"name": name, "idx": value} for value, name in names.items()],
+        "annotated": dict(annotated),
+        "version": int(archived.name.split(".")[0]),
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _checked_name(name: str, what: str) -> str:

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import HTTPException
+
+from hermes.adapters.datastore import HermesLocalDatastore
+from hermes.campaign.campaign import Campaign
+from hermes.geometry import Grid
+from hermes.phantoms import PhantomCase, make_case, write_nifti
+from hermes.records import LabelMap
+from hermes.submission import LabelArchive, Submission
+from hermes.transforms.writing import write_label_map
+
+
+class Folder:
+    """A folder of one image with its datastore and campaign."""
+
+    def __init__(self, root: Path, case: PhantomCase) -> None:
+        self.root, self.case = root, case
+        self.campaign = Campaign(root / ".hermes" / "c.sqlite")
+        self.archive = LabelArchive(root / ".hermes" / "labels")
+        write_nifti(case, root)
+
+    def open(self) -> HermesLocalDatastore:
+        return HermesLocalDatastore(
+            str(self.root), structures=("liver",), archive=self.archive, record=self.record, auto_reload=False,
+            read_only=False,
+        )  # fmt: skip
+
+    def record(self, image: str, path: Path, sha256: str, submission: Submission, params: Mapping[str, Any]) -> None:
+        self.campaign.record_label(image, "final", str(path), sha256, "anna", submission.annotated)
+
+    def label(self, tmp_path: Path, value: int) -> Path:
+        array = np.where(self.case.labels == 1, value, 0).astype(np.uint8)
+        return write_label_map(
+            LabelMap(array, Grid(array.shape, self.case.affine), {}), tmp_path / "label.nii.gz"
+        )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    (tmp_path / "studies").mkdir()
+    return Folder(tmp_path / "studies", make_case("PhantomAbdomenCT", 1, size="tiny"))
+
+
+INFO = {"label_info": [{"name": "liver", "idx": 5}], "client_id": "anna"}
+
+
+def test_every_version_is_kept(folder: Folder, tmp_path: Path) -> None:
+    store = folder.open()
+    image = folder.case.name
+    for value in (5, 5):
+        assert store.save_label(image, str(folder.label(tmp_path, value)), "final", INFO) == image
+    versions = folder.campaign.labels(latest=False)
+    assert [v.number for v in versions] == [1, 2]
+    assert all(Path(v.path).is_file() for v in versions)
+    assert store.get_label_info(image, "final")["label_info"] == [{"name": "liver", "idx": 1}]
+    assert store.get_label_info(image, "final")["client_id"] == "anna"
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_copy_that_a_crash_lost_is_restored(folder: Folder, tmp_path: Path, damage: str) -> None:
+    image = folder.case.name
+    folder.open().save_label(image, str(folder.label(tmp_path, 5)), "final", INFO)
+    copy = folder.root / "labels" / "final" / f"{image}.nii.gz"
+    whole = copy.read_bytes()
+    if damage == "missing":
+        copy.unlink()
+    else:
+        copy.write_bytes(whole[:100])
+    store = folder.open()
+    assert store.restore_copies(folder.campaign.labels()) == 1
+    assert copy.read_bytes() == whole
+    assert hashlib.sha256(whole).hexdigest() == folder.campaign.labels()[0].sha256
+    assert store.restore_copies(folder.campaign.labels()) == 0
+
+
+def test_the_index_is_replaced_whole(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = folder.open()
+    index = folder.root / "datastore_v2.json"
+    before = index.read_text()
+
+    def crash(*_: Any, **__: Any) -> str:
+        raise OSError
+
+    monkeypatch.setattr(json, "dumps", crash)
+    with pytest.raises(OSError):
+        store.update_image_info(folder.case.name, {"note": "x"})
+    assert index.read_text() == before
+
+
+def test_refusals_name_the_reason(folder: Folder, tmp_path: Path) -> None:
+    store = folder.open()
+    with pytest.raises(HTTPException) as refused:
+        store.save_label("other", str(folder.label(tmp_path, 5)), "final", INFO)
+    assert refused.value.status_code == 404
+    with pytest.raises(HTTPException) as refused:
+        store.get_dataset_archive(None)
+    assert refused.value.status_code == 409
+    assert folder.campaign.labels() == []
+    assert not any(folder.archive.directory.rglob("*.nii.gz"))
