@@ -88,10 +88,11 @@ def test_the_index_is_replaced_whole(folder: Folder, monkeypatch: pytest.MonkeyP
     before = index.read_text()
 
     def crash(*_: Any, **__: Any) -> str:
-        raise OSError
+        msg = "disk full"
+        raise OSError(msg)
 
     monkeypatch.setattr(json, "dumps", crash)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="disk"):
         store.update_image_info(folder.case.name, {"note": "x"})
     assert index.read_text() == before
 
