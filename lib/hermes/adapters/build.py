@@ -15,7 +15,7 @@ from monailabel.interfaces.datastore import Datastore
 
 from hermes.adapters import training_guard
 from hermes.adapters.datastore import HermesLocalDatastore
-from hermes.adapters.infer import HermesInferTask
+from hermes.adapters.infer import HermesInferTask, offered_groups
 from hermes.adapters.requests import annotator_of, steps_of
 from hermes.adapters.scoring import AgreementScoring, UncertaintyScoring
 from hermes.adapters.strategy import HermesStrategy
@@ -73,8 +73,12 @@ class Parts:
         return store
 
     def infers(self) -> dict[str, Any]:
-        """Infer tasks by name."""
-        return {MODEL: HermesInferTask(self.workspace, self.resident)}
+        """Infer tasks by name: the whole campaign first (viewers preselect it), then its body regions."""
+        groups = offered_groups(self.workspace.bindings().structures)
+        regions = {f"{MODEL}-{group.lower().replace(' ', '-')}": group for group in groups}
+        return {MODEL: HermesInferTask(self.workspace, self.resident)} | {
+            name: HermesInferTask(self.workspace, self.resident, group) for name, group in regions.items()
+        }
 
     def trainers(self) -> dict[str, Any]:
         """Trainers by name."""

@@ -1,9 +1,9 @@
-"""The infer task that viewers call."""
+"""The infer tasks that viewers call: the whole campaign, and one per body region; all share one network."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.images import resolve_image
 from hermes.adapters.requests import InferRequest
-from hermes.errors import NotFoundError
+from hermes.errors import BadRequestError, NotFoundError
+from hermes.labels.catalogue import canonical_key, describe, find_group, group_names
+from hermes.labels.names import key, split_protocol
+from hermes.labels.space import EVERYTHING, GROUP_MARK
 from hermes.records import LabelMap, Prediction
 from hermes.resident import ResidentModel
 from hermes.submission import campaign_values, match_structure
@@ -25,16 +28,20 @@ from hermes.workspace import Bindings, Workspace
 
 
 class HermesInferTask(InferTask):  # type: ignore[misc]
-    """Segments the campaign's structures with the resident network."""
+    """Segments the campaign's structures, or those of one body region, with the resident network."""
 
-    def __init__(self, workspace: Workspace, resident: ResidentModel) -> None:
+    def __init__(self, workspace: Workspace, resident: ResidentModel, group: str | None = None) -> None:
+        """Offer all structures of the campaign, or those of ``group``; any can be asked for by name."""
         self._workspace, self._resident = workspace, resident
         structures = workspace.bindings().structures
+        self._offered = structures if group is None else members(structures, group)
+        values = campaign_values(structures)
+        what = "any subset of the campaign's structures" if group is None else group
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels=campaign_values(structures),
+            labels={name: values[name] for name in self._offered},
             dimension=3,
-            description="Universal 3D segmentation with context priors: any subset of the campaign's structures",
+            description=f"Universal 3D segmentation with context priors: {what}",
             config={"structures": "all", "modality": ["auto", *(m.value for m in Modality)]},
         )
 
@@ -48,22 +55,22 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         asked = InferRequest.parse(request)
         bindings = self._workspace.bindings()
         wanted = self._wanted(asked, bindings)
-        ready = [name for name in wanted if name in bindings.trained]
-        waiting = [name for name in wanted if name not in bindings.trained]
+        ready = {name: row for name, row in wanted.items() if self._has_learned(name, row, bindings)}
+        waiting = [name for name in wanted if name not in ready]
         if asked.structures is not None and not ready:
             msg = f"The serving model has not learned {waiting} yet. Label them in a few images; training then starts by itself."
             raise NotFoundError(msg)
-        prediction = self._predict(
-            Path(request["image"]), {name: bindings.rows[name] for name in ready}, asked.modality
-        )
+        path, modality = Path(request["image"]), asked.modality or self._workspace.settings.modality
+        rows = self._fitting(path, ready, modality, bindings) if asked.structures is None else ready
+        prediction = self._predict(path, rows, modality)
         values = campaign_values(bindings.structures)
         label_map = _in_campaign_values(prediction, values)
         file = tempfile.NamedTemporaryFile(suffix=asked.extension, delete=False).name  # noqa: SIM115  # the endpoint removes it
         write_label_map(label_map, file)
-        return file, _answer(prediction, values, waiting)
+        answer = _answer(prediction, values, waiting)
+        return file, answer | {"not_taught_in_modality": [name for name in ready if name not in rows]}
 
     def _predict(self, path: Path, rows: Mapping[str, int], modality: Modality | None) -> Prediction:
-        modality = modality or self._workspace.settings.modality
         if rows:
             return self._resident.predictor().predict(path, rows, modality=modality)
         # A campaign of new structures before its first training: the honest answer is an empty label map.
@@ -73,10 +80,72 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         decided = (volume.modality, volume.modality_source, volume.modality_confidence)
         return Prediction(empty, (), *decided, 0.0, None, version, {}, 0, 0)
 
-    def _wanted(self, asked: InferRequest, bindings: Bindings) -> list[str]:
+    def _fitting(
+        self, path: Path, rows: Mapping[str, int], modality: Modality | None, bindings: Bindings
+    ) -> Mapping[str, int]:
+        """Of the model's own structures, those taught in the image's modality; a site's choice stays as it is.
+
+        A published model knows brains in T1 and lungs in CT: asked for both in one image it would invent one.
+        """
+        if self._workspace.settings.structures or not rows:
+            return rows
+        spec = self._resident.predictor().preparation
+        # The predictor finds the prepared image in the cache.
+        record = self._workspace.cache.prepared(path, spec, modality=modality, lazy=True).record
+        return {name: row for name, row in rows.items() if bindings.space.tasks[row].covers(record.modality)}
+
+    def _has_learned(self, name: str, row: int, bindings: Bindings) -> bool:
+        if row == bindings.rows[name]:
+            return name in bindings.trained
+        return row in self._workspace.serving()[1].learned_rows
+
+    def _wanted(self, asked: InferRequest, bindings: Bindings) -> dict[str, int]:
+        """Structure of the campaign -> row of the task that shall draw it.
+
+        Raises:
+            UnknownStructureError: a name that is no structure of the campaign and no group.
+            BadRequestError: a structure by two protocols: it has one value in the label map.
+        """
         if asked.structures is None:
-            return list(bindings.structures)
-        return [match_structure(name, bindings.structures) for name in asked.structures]
+            return {name: bindings.rows[name] for name in self._offered}
+        wanted: dict[str, int] = {}
+        for asked_name in asked.structures:
+            for name, row in _rows_of(asked_name, bindings).items():
+                if wanted.setdefault(name, row) != row:
+                    msg = (
+                        f"Expected one protocol for {name!r} in a request, got two. Ask for them one by one."
+                    )
+                    raise BadRequestError(msg)
+        return wanted
+
+
+def members(structures: Sequence[str], group: str) -> tuple[str, ...]:
+    """Of the campaign's structures, those of a body region, in the campaign's order."""
+    return tuple(name for name in structures if group in describe(split_protocol(name)[0]).groups)
+
+
+def offered_groups(structures: Sequence[str]) -> list[str]:
+    """The body regions worth a task of their own: with at least two of the structures, and not with all."""
+    return [group for group in group_names() if 2 <= len(members(structures, group)) < len(structures)]
+
+
+def _rows_of(name: str, bindings: Bindings) -> dict[str, int]:
+    """What one name of a request asks for: a structure, ``structure@protocol``, a group, or ``all``."""
+    mark, rest = name[: len(GROUP_MARK)].lower(), name[len(GROUP_MARK) :]
+    group = find_group(rest) if mark == GROUP_MARK else find_group(name)
+    labelled = {canonical_key(split_protocol(structure)[0]) for structure in bindings.structures}
+    if group is not None and (mark == GROUP_MARK or canonical_key(name) not in labelled):
+        chosen = members(bindings.structures, group)
+        if not chosen:
+            msg = f"Expected a group with structures of this campaign, got {group!r}, which has none of them."
+            raise BadRequestError(msg)
+        return {member: bindings.rows[member] for member in chosen}
+    if key(name) == EVERYTHING:
+        return dict(bindings.rows)
+    structure, protocol = match_structure(name, bindings.structures), split_protocol(name)[1]
+    if protocol is None or name == structure:
+        return {structure: bindings.rows[structure]}
+    return {structure: bindings.space.row(bindings.space.resolve(name))}
 
 
 def run_infer(
