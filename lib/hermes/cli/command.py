@@ -19,8 +19,8 @@ from hermes.errors import BadRequestError, ConflictError, HermesError, NotFoundE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hermes.browsing import Entry
-    from hermes.segmenting import Job, Outcome, Progress
+    from hermes.cli.browsing import Entry
+    from hermes.cli.segmenting import Job, Outcome, Progress
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 _WRONG = (BadRequestError, NotFoundError, ConflictError)
@@ -85,7 +85,7 @@ def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _segment(given: argparse.Namespace) -> int:
-    from hermes import segmenting
+    from hermes.cli import segmenting
     from hermes.config import from_conf
     from hermes.serve import APP
 
@@ -183,7 +183,7 @@ def _add_labels(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _labels(given: argparse.Namespace) -> int:
-    from hermes import browsing
+    from hermes.cli import browsing
     from hermes.labels.space import published_label_space
 
     if given.model is None:
@@ -280,7 +280,3 @@ def _import(given: argparse.Namespace) -> int:
 
 def _write_json(content: object) -> None:
     sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

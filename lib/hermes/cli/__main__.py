@@ -1,0 +1,7 @@
+"""``python -m hermes.cli``: the command ``hermes``."""
+
+import sys
+
+from hermes.cli.command import main
+
+sys.exit(main())
