@@ -5,7 +5,7 @@ import torch
 
 from hermes.errors import BadRequestError
 from hermes.model import NetworkConfig, build_network, extend_tasks
-from hermes.model.priors import MODALITY_TOKENS, PriorTables, Prompt
+from hermes.model.priors import MODALITY_TOKENS, TASK_PRIOR_GAIN, PriorTables, Prompt
 
 
 def test_tokens_are_the_named_rows_in_order():
@@ -24,13 +24,20 @@ def test_tokens_are_the_named_rows_in_order():
     assert torch.equal(tokens[1, 2:], tables.unknown_modality_prior)
 
 
-def test_rows_start_within_the_xavier_bound_and_are_distinct():
+def test_rows_start_within_the_scaled_xavier_bound_and_are_distinct():
     tables = PriorTables(tasks=9, modalities=2, width=54)
-    bound = (6 / (10 + 54)) ** 0.5
+    bound = TASK_PRIOR_GAIN * (6 / (10 + 54)) ** 0.5
     values = torch.cat([tables.task_prior, tables.null_prior[None]])
     assert values.abs().max() <= bound
     assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
     assert len(torch.unique(values, dim=0)) == 10
+
+
+def test_new_rows_have_the_scale_of_the_first_ones():
+    tables = PriorTables(tasks=9, modalities=2, width=54)
+    first = tables.task_prior.std().item()
+    tables.append([None] * 9, torch.Generator().manual_seed(0))
+    assert tables.task_prior[9:].std().item() == pytest.approx(first, rel=0.1)
 
 
 def test_new_rows_are_seeded_and_old_absence_stays():
