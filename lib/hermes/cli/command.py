@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ from hermes import __version__
 from hermes.errors import BadRequestError, ConflictError, HermesError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from hermes.cli.browsing import Entry
     from hermes.cli.segmenting import Job, Outcome, Progress
 
@@ -64,7 +61,11 @@ def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     about = "segment images; each gets a label map on its own grid and a JSON report beside it"
     command = commands.add_parser("segment", help=about, description=about[0].upper() + about[1:] + ".")
     command.add_argument(
-        "image", nargs="+", type=Path, help="NIfTI, NRRD or MHA file, DICOM folder, or folder of image files"
+        "image",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="NIfTI, NRRD or MHA file, DICOM folder, or folder of image files",
     )
     command.add_argument("-o", "--out", required=True, type=Path, help="a file for one image, else a folder")
     command.add_argument(
@@ -102,10 +103,10 @@ def _segment(given: argparse.Namespace) -> int:
     segmenting.check_structures(predictor.manifest, structures)
     wish = segmenting.Wish(structures, settings.modality, given.frame)
     outcomes = []
-    with _progress_bars(len(jobs)) as on_start:
-        for outcome in segmenting.segment_images(predictor, jobs, wish, on_start):
+    with _Bar(len(jobs)) as bar:
+        for outcome in segmenting.segment_images(predictor, jobs, wish, bar.start):
             outcomes.append(outcome)
-            _tell(outcome, as_json=given.json)
+            bar.say(_summary(outcome))
     if given.json:
         _write_json([outcome.to_json() for outcome in outcomes])
     return FAILED if any(outcome.report is None for outcome in outcomes) else DONE
@@ -121,44 +122,48 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-@contextmanager
-def _progress_bars(images: int) -> Iterator[Callable[[Job], Progress]]:
-    """A bar per image on the terminal; it counts windows."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class _Bar:
+    """A progress bar on stderr that counts the windows of the current image; without a terminal, lines only."""
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("windows"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as bars:
-        started = 0
+    def __init__(self, images: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        def on_start(job: Job) -> Callable[[int, int], None]:
-            nonlocal started
-            started += 1
-            bar = bars.add_task(f"{started}/{images} {job.label_map.name}", total=None)
-            return lambda done, total: bars.update(bar, completed=done, total=total)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                   TextColumn("windows"), TimeRemainingColumn())  # fmt: skip
+        self._console = Console(stderr=True)
+        self._bars = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._bar = self._bars.add_task("", total=None)
+        self._images, self._started = images, 0
 
-        yield on_start
+    def __enter__(self) -> _Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def start(self, job: Job) -> Progress:
+        """Begin an image; what is told of its progress goes to what this returns."""
+        self._started += 1
+        what = f"{self._started}/{self._images} {job.image.name}"
+        self._bars.reset(self._bar, total=None, description=what)
+        return lambda done, total: self._bars.update(self._bar, completed=done, total=total)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _tell(outcome: Outcome, *, as_json: bool) -> None:
-    """One line per image: to stderr where it failed, else to stdout unless that holds JSON."""
+def _summary(outcome: Outcome) -> str:
     report = outcome.report
     if report is None:
-        sys.stderr.write(f"{outcome.job.image}: {outcome.reason}\n")
-    elif not as_json:
-        found = sum(result["voxels"] > 0 for result in report["structures"])
-        modality = report["modality"] or "modality unknown"
-        sys.stdout.write(
-            f"{outcome.job.label_map}: {found} of {len(report['structures'])} structures found "
-            f"({modality}, {report['timings_s']['total']:.1f} s)\n"
-        )
+        return f"{outcome.job.image}: failed: {outcome.reason}"
+    found = sum(result["voxels"] > 0 for result in report["structures"])
+    return (
+        f"{outcome.job.label_map}: {found} of {len(report['structures'])} structures found "
+        f"({report['modality'] or 'modality unknown'}, {report['timings_s']['total']:.1f} s)"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ labels
