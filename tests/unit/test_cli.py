@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -398,6 +399,19 @@ def test_import_then_segment(images, tmp_path, capsys):
     assert main(["import", str(tmp_path / "w.pth"), "-o", str(tmp_path / "m")]) == 2
     assert "exists" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "none.pth"), "-o", str(tmp_path / "n")]) == 2
+
+
+# ------------------------------------------------------------------------------------------------- documentation
+
+
+@pytest.mark.parametrize("command", ["segment", "labels", "import"])
+def test_every_option_is_documented(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    options = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--help"}
+    page = (Path(__file__).resolve().parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    section = page.split(f"## hermes {command}")[1].split("\n## ")[0]
+    assert options == set(re.findall(r"`(--[a-z]+)`", section))
 
 
 # ------------------------------------------------------------------------------------------------- real data
