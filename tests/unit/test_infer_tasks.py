@@ -131,14 +131,17 @@ def test_names_of_a_request(campaign):
     assert {n: r["task"] for n, r in answer["structures"].items()} == {
         "liver": SPACE.resolve("liver").key, "pancreas": "pancreas@BCV",
     }  # fmt: skip
-    _, answer = run(task, path, structures=["brain"])
+    _, answer = run(task, path, structures=["brain"], modality="T1")
     assert set(answer["structures"]) == {"grey matter", "white matter", "cerebrospinal fluid"}
+    _, answer = run(task, path, structures=["Neuro", "lung, left"])
+    assert set(answer["structures"]) == {"left lung"}
+    assert len(answer["not_taught_in_modality"]) == 3
     _, answer = run(task, path, structures="heart")
     assert list(answer["structures"]) == ["heart"]
-    _, answer = run(task, path, structures=["group:heart"])
+    _, answer = run(task, path, structures=["group:heart"], modality="cine")
     assert set(answer["structures"]) == set(members(SPACE.structures(), "heart"))
-    _, answer = run(task, path, structures=["all", "liver"])
-    assert len(answer["structures"]) == 52
+    _, answer = run(task, path, structures=["all", "lesion"])
+    assert len(answer["structures"]) == 45 + 1
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,8 @@ def test_names_of_a_request(campaign):
         (["liver@BCV", "liver@LiTS"], 400, "one protocol"),
         (["liver@Nowhere"], 400, "Nowhere"),
         (["livr"], 400, "liver"),
+        (["group:limbs"], 400, "head and neck"),
+        (["liver@"], 400, "structure@protocol"),
     ],
 )
 def test_wrong_names_are_refused(campaign, structures, status, said):

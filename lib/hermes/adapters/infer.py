@@ -61,7 +61,7 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
             msg = f"The serving model has not learned {waiting} yet. Label them in a few images; training then starts by itself."
             raise NotFoundError(msg)
         path, modality = Path(request["image"]), asked.modality or self._workspace.settings.modality
-        rows = self._fitting(path, ready, modality, bindings) if asked.structures is None else ready
+        rows = self._fitting(path, ready, asked, modality, bindings)
         prediction = self._predict(path, rows, modality)
         values = campaign_values(bindings.structures)
         label_map = _in_campaign_values(prediction, values)
@@ -81,18 +81,33 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         return Prediction(empty, (), *decided, 0.0, None, version, {}, 0, 0)
 
     def _fitting(
-        self, path: Path, rows: Mapping[str, int], modality: Modality | None, bindings: Bindings
+        self,
+        path: Path,
+        rows: Mapping[str, int],
+        asked: InferRequest,
+        modality: Modality | None,
+        bindings: Bindings,
     ) -> Mapping[str, int]:
-        """Of the model's own structures, those taught in the image's modality; a site's choice stays as it is.
+        """The rows to ask for: what was named, and of the model's own structures those taught in the modality.
 
         A published model knows brains in T1 and lungs in CT: asked for both in one image it would invent one.
+        Where the site chose the structures, all of them are asked for.
         """
-        if self._workspace.settings.structures or not rows:
+        named = {
+            name
+            for one in asked.structures or ()
+            if _is_one(one, bindings)
+            for name in _rows_of(one, bindings)
+        }
+        if self._workspace.settings.structures or named.issuperset(rows):
             return rows
         spec = self._resident.predictor().preparation
         # The predictor finds the prepared image in the cache.
         record = self._workspace.cache.prepared(path, spec, modality=modality, lazy=True).record
-        return {name: row for name, row in rows.items() if bindings.space.tasks[row].covers(record.modality)}
+        tasks = bindings.space.tasks
+        return {
+            name: row for name, row in rows.items() if name in named or tasks[row].covers(record.modality)
+        }
 
     def _has_learned(self, name: str, row: int, bindings: Bindings) -> bool:
         if row == bindings.rows[name]:
@@ -129,23 +144,34 @@ def offered_groups(structures: Sequence[str]) -> list[str]:
     return [group for group in group_names() if 2 <= len(members(structures, group)) < len(structures)]
 
 
+def _is_one(name: str, bindings: Bindings) -> bool:
+    """Whether a name of a request stands for one structure, not for a group or for ``all``."""
+    labelled = {canonical_key(split_protocol(structure)[0]) for structure in bindings.structures}
+    if canonical_key(name) in labelled:
+        return True
+    return not (name.lower().startswith(GROUP_MARK) or find_group(name) or key(name) == EVERYTHING)
+
+
 def _rows_of(name: str, bindings: Bindings) -> dict[str, int]:
     """What one name of a request asks for: a structure, ``structure@protocol``, a group, or ``all``."""
-    mark, rest = name[: len(GROUP_MARK)].lower(), name[len(GROUP_MARK) :]
-    group = find_group(rest) if mark == GROUP_MARK else find_group(name)
-    labelled = {canonical_key(split_protocol(structure)[0]) for structure in bindings.structures}
-    if group is not None and (mark == GROUP_MARK or canonical_key(name) not in labelled):
-        chosen = members(bindings.structures, group)
-        if not chosen:
-            msg = f"Expected a group with structures of this campaign, got {group!r}, which has none of them."
-            raise BadRequestError(msg)
-        return {member: bindings.rows[member] for member in chosen}
-    if key(name) == EVERYTHING:
-        return dict(bindings.rows)
+    if not _is_one(name, bindings):
+        return _rows_of_several(name, bindings)
     structure, protocol = match_structure(name, bindings.structures), split_protocol(name)[1]
     if protocol is None or name == structure:
         return {structure: bindings.rows[structure]}
     return {structure: bindings.space.row(bindings.space.resolve(name))}
+
+
+def _rows_of_several(name: str, bindings: Bindings) -> dict[str, int]:
+    if key(name) == EVERYTHING:
+        return dict(bindings.rows)
+    group = find_group(name[len(GROUP_MARK) :] if name.lower().startswith(GROUP_MARK) else name)
+    chosen = () if group is None else members(bindings.structures, group)
+    if not chosen:
+        offered = ", ".join(g for g in group_names() if members(bindings.structures, g)) or "none"
+        msg = f"Expected a group with structures of this campaign ({offered}), got {name!r}."
+        raise BadRequestError(msg)
+    return {member: bindings.rows[member] for member in chosen}
 
 
 def run_infer(
