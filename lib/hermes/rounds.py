@@ -152,7 +152,7 @@ class _Round:
         bindings = self._workspace.bind(manifest)
         _add_rows(net, bindings, seed=self._settings.seed)
         cases, skipped = self._cases(labels, bindings, manifest)
-        recipe = choose_recipe(self._settings, cases, self._device, self._steps)
+        recipe = choose_recipe(self._settings, cases, self._device, steps=self._steps, window=manifest.window)
         logger.info("Training on %d cases, %s", len(cases), recipe)
         if self._settings.training_threads is not None:
             torch.set_num_threads(self._settings.training_threads)
@@ -254,22 +254,33 @@ class _Round:
 
 
 def choose_recipe(
-    settings: Settings, cases: Sequence[TrainingCase], device: torch.device, steps: int | None
+    settings: Settings,
+    cases: Sequence[TrainingCase],
+    device: torch.device,
+    *,
+    steps: int | None,
+    window: tuple[int, int, int],
 ) -> Recipe:
-    """The recipe of METHOD.md section 6, scaled to the device and the number of cases."""
+    """The recipe of METHOD.md section 6, scaled to the device, the images and the number of cases.
+
+    Args:
+        settings: of the campaign; what they say goes.
+        cases: that will be trained on.
+        device: where.
+        steps: asked for; None: as many as the recipe thinks right.
+        window: of the version that training starts from; on a CPU patches are not larger.
+    """
     gpu = device.type == "cuda"
-    patch = settings.train_patch_voxels or fit_patch(
-        [c.image.shape for c in cases], largest=128 if gpu else 64
-    )
+    shapes = [case.image.shape for case in cases]
     recipe = Recipe.for_gpu() if gpu else Recipe.for_cpu()
-    return replace(
+    recipe = replace(
         recipe,
-        steps=steps or recipe.steps_for(len(cases)),
         batch_size=settings.train_batch_size,
-        patch=patch,
+        patch=settings.train_patch_voxels or fit_patch(shapes, largest=128 if gpu else max(window)),
         learning_rate=settings.learning_rate or recipe.learning_rate,
         precision=choose_precision(settings.precision, device),
     )
+    return replace(recipe, steps=steps or recipe.steps_for(len(cases)))
 
 
 def _window(patch: tuple[int, int, int], device: torch.device) -> tuple[int, int, int]:
