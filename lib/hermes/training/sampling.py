@@ -50,6 +50,24 @@ class Batch:
         """The same batch on another device."""
         return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
 
+    def split(self) -> list[Batch]:
+        """One batch per sample, without the padding that only a common width needed."""
+        parts = []
+        for b in range(self.image.shape[0]):
+            kept = self.task_mask[b]
+            parts.append(
+                Batch(
+                    image=self.image[b : b + 1],
+                    masks=self.masks[b : b + 1, kept],
+                    weights=self.weights[b : b + 1, kept],
+                    task_rows=self.task_rows[b : b + 1, kept],
+                    task_mask=self.task_mask[b : b + 1, kept],
+                    modality_rows=self.modality_rows[b : b + 1],
+                    modality_known=self.modality_known[b : b + 1],
+                )
+            )
+        return parts
+
 
 @dataclass(frozen=True)
 class _Sample:

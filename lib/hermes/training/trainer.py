@@ -17,11 +17,11 @@ from pytorch_optimizer import Lamb
 from torch import nn
 
 from hermes.errors import CancelledError
+from hermes.training.backward import batch_loss, choose_backward
 from hermes.training.cases import TrainingCase
 from hermes.training.ema import WeightAverage
-from hermes.training.losses import MODALITY_LOSS_WEIGHT, modality_loss, segmentation_losses
 from hermes.training.recipe import Recipe, fit_patch
-from hermes.training.sampling import Batch, PatchSampler
+from hermes.training.sampling import PatchSampler
 
 with warnings.catch_warnings():
     # ignite imports parts of torch.distributed that use the deprecated torch.jit.script.
@@ -37,8 +37,6 @@ __all__ = [
     "fit_patch",
     "train",
 ]
-
-AUXILIARY_WEIGHT = 0.5  # beside 0.5 for the main output, METHOD.md section 4
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,7 @@ class _Run:
         if device.type == "cpu":
             # Convolutions on a CPU are fastest in this layout; the weights' own layout saves a copy per step.
             net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack 3d
+        self._backward = choose_backward(device, recipe.batch_size)
         self._average = WeightAverage(net, decay=recipe.average_decay())
         self._optimiser = build_optimiser(net, recipe)
 
@@ -138,13 +137,12 @@ class _Run:
         for group in self._optimiser.param_groups:
             group["lr"] = self._recipe.learning_rate_at(number)
         batch = self._sampler.batch(number).to(self._device)
-        loss = batch_loss(self._net, batch, precision=self._recipe.precision)
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self._backward(self._net, batch, precision=self._recipe.precision)
         nn.utils.clip_grad_norm_(self._net.parameters(), self._recipe.max_gradient_norm)
         self._optimiser.step()
         self._average.update(self._net)
-        return float(loss.detach())
+        return loss
 
     def averaged(self) -> nn.Module:
         """The averaged network, in the default memory layout, ready to answer or to be trained further."""
@@ -176,21 +174,3 @@ def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps, weight_decouple=False
     )
     return optimiser
-
-
-def batch_loss(net: nn.Module, batch: Batch, *, precision: str = "fp32") -> torch.Tensor:
-    """Dice + BCE (+ auxiliary output) + 0.01 modality loss of one batch, a scalar."""
-    bf16 = precision == "bf16"
-    with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=bf16):
-        out = net(
-            batch.image, batch.task_rows, batch.modality_rows,
-            task_mask=batch.task_mask, modality_known=batch.modality_known,
-        )  # fmt: skip
-    dice, bce = segmentation_losses(out.logits.float(), batch.masks, batch.weights)
-    loss = dice + bce
-    if out.auxiliary_logits is not None:
-        aux_dice, aux_bce = segmentation_losses(out.auxiliary_logits.float(), batch.masks, batch.weights)
-        loss = (1 - AUXILIARY_WEIGHT) * loss + AUXILIARY_WEIGHT * (aux_dice + aux_bce)
-    modality = modality_loss(out.modality_logits.float(), batch.modality_rows, batch.modality_known)
-    total: torch.Tensor = loss + MODALITY_LOSS_WEIGHT * modality
-    return total

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hermes.model import NetworkConfig, UniversalNetwork, build_network
+from hermes.training.backward import SampleThreads, backward_at_once
+from hermes.training.cases import TrainingCase
+from hermes.training.sampling import Batch, PatchSampler
+from hermes.types import Modality
+
+
+def net() -> UniversalNetwork:
+    torch.manual_seed(0)
+    return build_network(NetworkConfig("hermes-c", 8, tasks=3)).train()
+
+
+def batch(*annotated: dict[int, int | None]) -> Batch:
+    rng = np.random.default_rng(0)
+    cases = [
+        TrainingCase(
+            str(i), rng.normal(size=(32, 32, 32)).astype(np.float32), rng.integers(0, 3, (32, 32, 32)).astype(np.uint8),
+            rows, Modality.T1 if i else None, dataset=str(i),
+        )
+        for i, rows in enumerate(annotated)
+    ]  # fmt: skip
+    return PatchSampler(cases, patch=(32, 32, 32), batch_size=4, seed=1, augmentation=None).batch(0)
+
+
+def gradients(trained: UniversalNetwork) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in trained.named_parameters() if p.grad is not None}
+
+
+def test_sum_over_samples_is_the_gradient_of_the_batch() -> None:
+    given = batch({0: 1}, {1: 2})  # as many tasks in every sample: in a padded batch null tokens take part
+    assert bool(given.task_mask.all())
+    whole, split = net(), net()
+    loss = backward_at_once(whole, given, precision="fp32")
+    assert SampleThreads(2)(split, given, precision="fp32") == pytest.approx(loss, rel=1e-4)
+    one, other = gradients(whole), gradients(split)
+    for name, gradient in one.items():
+        if name in other:
+            torch.testing.assert_close(other[name], gradient, rtol=2e-2, atol=2e-4, msg=name)
+        else:
+            assert not gradient.any(), name
+
+
+def test_the_same_batch_gives_the_same_bits() -> None:
+    given = batch({0: 1}, {1: 2, 2: None})
+    found = []
+    for _ in range(2):
+        trained = net()
+        loss = SampleThreads(2)(trained, given, precision="fp32")
+        found.append((loss, gradients(trained)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
+def test_split_takes_the_padding_away() -> None:
+    given = batch({0: 1}, {1: 2, 2: None})
+    parts = given.split()
+    assert [p.image.shape[0] for p in parts] == [1] * 4
+    assert all(bool(p.task_mask.all()) for p in parts)
+    assert sum(p.task_mask.numel() for p in parts) == int(given.task_mask.sum())
+    torch.testing.assert_close(torch.cat([p.image for p in parts]), given.image)
