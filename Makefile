@@ -2,7 +2,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test check lint types bench starter phantoms clean
+.PHONY: help install serve demo test check lint types starter phantoms clean
+
+# Threads that spin while they wait take the cores from each other (docs/BENCHMARKS.md).
+export OMP_WAIT_POLICY := PASSIVE
 
 VENV    := .venv
 PY      := $(VENV)/bin/python

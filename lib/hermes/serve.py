@@ -104,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _start(arguments: list[str]) -> None:
     # MONAI Label's own experiment tracking refuses its default file store; curves are kept by the campaign.
     os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
+    # Training and inferences share the cores. Threads that spin while they wait take them from each other
+    # (docs/BENCHMARKS.md); has to be set before torch is loaded, here and in the training process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     from monailabel.main import Main  # seconds of imports: only when everything else is right
 
