@@ -30,7 +30,18 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 ONLY_ADAPTERS = {"monailabel", "fastapi", "starlette"}
-NO_TORCH = {"labels", "records", "strategies", "campaign", "config", "geometry", "errors", "types", "phantoms", "submission"}
+NO_TORCH = {
+    "labels",
+    "records",
+    "strategies",
+    "campaign",
+    "config",
+    "geometry",
+    "errors",
+    "types",
+    "phantoms",
+    "submission",
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -54,7 +65,9 @@ def test_every_part_has_a_layer() -> None:
     assert {part for part, _ in modules()} <= set(LEVEL)
 
 
-@pytest.mark.parametrize(("part", "path"), list(modules()), ids=lambda v: str(v) if isinstance(v, str) else v.stem)
+@pytest.mark.parametrize(
+    ("part", "path"), list(modules()), ids=lambda v: str(v) if isinstance(v, str) else v.stem
+)
 def test_imports_go_down(part: str, path: Path) -> None:
     for name in imported(path):
         pieces = name.split(".")
@@ -65,7 +78,9 @@ def test_imports_go_down(part: str, path: Path) -> None:
             assert LEVEL[other] < LEVEL[part], f"{path.name} of {part} imports {name}"
 
 
-@pytest.mark.parametrize(("part", "path"), list(modules()), ids=lambda v: str(v) if isinstance(v, str) else v.stem)
+@pytest.mark.parametrize(
+    ("part", "path"), list(modules()), ids=lambda v: str(v) if isinstance(v, str) else v.stem
+)
 def test_monailabel_is_imported_in_adapters_only(part: str, path: Path) -> None:
     if part in ("adapters", "serve", "demo"):
         return  # serve and demo start it and talk to it: inside functions, checked below

@@ -220,7 +220,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "precision",
         AUTO,
-        "Arithmetic of the network: fp32, bf16, or auto (bf16 on GPUs that have it).",
+        "Arithmetic of the network: fp32, bf16, or auto (bf16 on GPUs and CPUs that multiply it natively).",
         _choice(AUTO, "fp32", "bf16"),
     ),
     Setting(

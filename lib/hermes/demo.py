@@ -32,7 +32,7 @@ from hermes.errors import BadRequestError, HermesError
 from hermes.phantoms import dataset as phantom_dataset
 from hermes.records import LabelMap
 from hermes.scoring.agreement import dice
-from hermes.serve import PROJECT, parse_conf
+from hermes.serve import IMAGE_SUFFIXES, PROJECT, parse_conf
 from hermes.transforms.reading import read_label_map, read_volume
 from hermes.transforms.writing import write_label_map
 
@@ -45,7 +45,6 @@ HELD_OUT_FRACTION = 0.275
 LARGEST_HELD_OUT = 25
 START_TIMEOUT_S = 180
 ROUND_TIMEOUT_S = 3600
-_IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _value_names(folder: Path, values: Sequence[int], conf: Mapping[str, str]) -
 def _pairs(images: Path, labels: Path, names: Mapping[int, str]) -> tuple[Pair, ...]:
     found = []
     for image in sorted(images.iterdir()):
-        suffix = next((s for s in _IMAGE_SUFFIXES if image.name.endswith(s)), None)
+        suffix = next((s for s in IMAGE_SUFFIXES if image.name.endswith(s)), None)
         label = labels / image.name
         case_id = image.name.removesuffix(suffix or "")
         if suffix and label.is_file():
@@ -282,7 +281,7 @@ class Annotator:
 
 def play(dataset: Dataset, out: Path, *, rounds: int, per_round: int, strategy: str) -> list[RoundResult]:
     """Play ``rounds`` rounds and write table, pictures and ``demo.json`` to ``out``."""
-    console = Console()
+    console = Console(width=max(110, Console().width))  # the table is wider than a log's 80 columns
     studies = out / "campaign"
     if studies.exists():
         shutil.rmtree(studies)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hermes.campaign.records import WHOLE_IMAGE, Score
-from hermes.errors import BadImageError
+from hermes.errors import BadImageError, CancelledError
 from hermes.queueing import UNCERTAINTY_METHOD
 from hermes.resident import ResidentModel
 from hermes.strategies.base import lot
@@ -43,7 +43,9 @@ class PoolScorer:
             if should_stop():
                 return
             try:
-                version, scores = self._scores(image_id, images[image_id])
+                version, scores = self._scores(image_id, images[image_id], should_stop)
+            except CancelledError:
+                return
             except BadImageError as error:
                 logger.warning("Image %s is left out of the campaign: %s", image_id, error)
                 self._workspace.campaign.quarantine(image_id, str(error))
@@ -51,7 +53,9 @@ class PoolScorer:
             self._workspace.campaign.put_scores(UNCERTAINTY_METHOD, version, scores)
             yield image_id
 
-    def _scores(self, image_id: CaseId, path: Path) -> tuple[str, list[Score]]:
+    def _scores(
+        self, image_id: CaseId, path: Path, should_stop: Callable[[], bool]
+    ) -> tuple[str, list[Score]]:
         bindings = self._workspace.bindings()
         rows = {name: bindings.rows[name] for name in bindings.trained}
         prediction = self._resident.predictor().predict(

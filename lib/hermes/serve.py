@@ -18,6 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 APP = PROJECT / "apps" / "hermes"
 SAMPLE = PROJECT / "sample-data" / "campaign"
 CAMPAIGNS = PROJECT / "campaigns"
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _PAIR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", re.DOTALL)
 
 
@@ -62,6 +63,25 @@ def check_port(host: str, port: int) -> None:
         except OSError as error:
             msg = f"Expected {host}:{port} to be free, got: {error.strerror}. Choose another: make serve PORT={port + 1}"
             raise HermesError(msg) from error
+
+
+def check_studies(folder: Path) -> None:
+    """Nothing, if a campaign can be kept in the folder; a word of warning if there is nothing to label in it.
+
+    Raises:
+        BadRequestError: it is no folder, or not writable.
+    """
+    if not folder.is_dir():
+        msg = f"Expected STUDIES to be a folder of images or a DICOMweb URL, got {str(folder)!r}."
+        raise BadRequestError(msg)
+    if not os.access(folder, os.W_OK):
+        msg = f"Expected a folder that can be written to, since labels are stored in it, got {str(folder)!r}. Copy it."
+        raise BadRequestError(msg)
+    if not any(p.name.endswith(IMAGE_SUFFIXES) for p in folder.iterdir()):
+        sys.stderr.write(
+            f"make serve: there is no image ({', '.join(IMAGE_SUFFIXES)}) directly in {folder}. "
+            "Images that are put there later are found; DICOM is served from a DICOMweb URL.\n"
+        )
 
 
 def server_arguments(studies: str, host: str, port: int, conf: Mapping[str, str]) -> list[str]:

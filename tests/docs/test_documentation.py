@@ -15,7 +15,9 @@ from hermes.docs import SETTINGS_PAGE, with_settings
 from hermes.serve import parse_conf
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("apps/*/*.md"), *ROOT.glob("sample-data/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("apps/*/*.md"), *ROOT.glob("sample-data/*.md")]
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -35,7 +37,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_two_commands_come_first() -> None:
     first_block = README.split("```")[1]
-    assert [line.split()[:2] for line in first_block.strip().splitlines()] == [["make", "serve"], ["make", "test"]]
+    assert [line.split()[:2] for line in first_block.strip().splitlines()] == [
+        ["make", "serve"],
+        ["make", "test"],
+    ]
 
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^make [a-z]+.*$", README, re.MULTILINE))))
@@ -60,7 +65,9 @@ def test_ci_calls_the_readmes_test_command() -> None:
 
 
 def test_starter_says_what_it_is() -> None:
-    manifest = json.loads((ROOT / "apps" / "hermes" / "starter" / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads(
+        (ROOT / "apps" / "hermes" / "starter" / "manifest.json").read_text(encoding="utf-8")
+    )
     assert "phantoms" in manifest["note"]
     size = sum(p.stat().st_size for p in (ROOT / "apps" / "hermes" / "starter").iterdir())
     assert size <= 12 * 2**20

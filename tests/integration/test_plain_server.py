@@ -18,7 +18,16 @@ from hermes.serve import APP
 
 
 def command(studies: Path, port: int, *conf: str) -> list[str]:
-    run = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
+    run = [
+        sys.executable,
+        "-m",
+        "monailabel.main",
+        "start_server",
+        "--app",
+        str(APP),
+        "--studies",
+        str(studies),
+    ]
     return [*run, "--host", "127.0.0.1", "--port", str(port), *conf]
 
 
@@ -33,7 +42,9 @@ def test_plain_start_server(phantoms: dict[str, Any], tiny_model: Path, tmp_path
     write_nifti(case, tmp_path)
     port = free_port()
     conf = ["--conf", "model", str(tiny_model), "--conf", "structures", "liver"]
-    process = subprocess.Popen(command(tmp_path, port, *conf), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(tmp_path, port, *conf), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
@@ -46,7 +57,9 @@ def test_plain_start_server(phantoms: dict[str, Any], tiny_model: Path, tmp_path
             except requests.ConnectionError:
                 time.sleep(0.5)
         assert info["labels"] == ["liver"]
-        answer = requests.post(f"{address}/infer/hermes", params={"image": case.name, "output": "json"}, timeout=120)
+        answer = requests.post(
+            f"{address}/infer/hermes", params={"image": case.name, "output": "json"}, timeout=120
+        )
         assert answer.json()["model_version"] == "tiny"
         refused = requests.post(f"{address}/infer/hermes", params={"image": "nobody"}, timeout=60)
         assert (refused.status_code, "nobody" in refused.json()["detail"]) == (404, True)
@@ -61,9 +74,15 @@ def test_plain_start_server(phantoms: dict[str, Any], tiny_model: Path, tmp_path
     ("conf", "words"),
     [(("labels_pr_round", "3"), "labels_per_round"), (("device", "cuda:99"), "GPUs")],
 )
-def test_wrong_settings_end_the_start_with_the_reason(conf: tuple[str, str], words: str, tmp_path: Path) -> None:
+def test_wrong_settings_end_the_start_with_the_reason(
+    conf: tuple[str, str], words: str, tmp_path: Path
+) -> None:
     ended = subprocess.run(
-        command(tmp_path, free_port(), "--conf", *conf), capture_output=True, text=True, timeout=120, check=False
+        command(tmp_path, free_port(), "--conf", *conf),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ended.returncode != 0
     assert words in ended.stdout + ended.stderr

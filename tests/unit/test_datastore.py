@@ -34,7 +34,9 @@ class Folder:
             read_only=False,
         )  # fmt: skip
 
-    def record(self, image: str, path: Path, sha256: str, submission: Submission, params: Mapping[str, Any]) -> None:
+    def record(
+        self, image: str, path: Path, sha256: str, submission: Submission, params: Mapping[str, Any]
+    ) -> None:
         self.campaign.record_label(image, "final", str(path), sha256, "anna", submission.annotated)
 
     def label(self, tmp_path: Path, value: int) -> Path:

@@ -62,7 +62,9 @@ def test_expired_reservation_is_offered_again(campaign: Campaign, clock: Clock) 
 def test_most_uncertain_by_the_serving_version(campaign: Campaign) -> None:
     strategy = get_strategy("uncertainty")
     campaign.put_scores(UNCERTAINTY_METHOD, "v0", [Score("a", "", 0.9)])
-    campaign.put_scores(UNCERTAINTY_METHOD, "v1", [Score(i, "", v) for i, v in zip(IMAGES, (0.1, 0.2, 0.7), strict=True)])
+    campaign.put_scores(
+        UNCERTAINTY_METHOD, "v1", [Score(i, "", v) for i, v in zip(IMAGES, (0.1, 0.2, 0.7), strict=True)]
+    )
     assert queue(campaign).offer(strategy, IMAGES, "anna").image_id == "c"
 
 

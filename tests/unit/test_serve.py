@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from hermes.errors import BadRequestError, HermesError
-from hermes.serve import check_port, main, parse_conf, server_arguments
+from hermes.serve import check_port, check_studies, main, parse_conf, sample_campaign, server_arguments
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,10 @@ from hermes.serve import check_port, main, parse_conf, server_arguments
     [
         ("", {}),
         ("a=1", {"a": "1"}),
-        ("structures=liver,left kidney labels_per_round=5", {"structures": "liver,left kidney", "labels_per_round": "5"}),
+        (
+            "structures=liver,left kidney labels_per_round=5",
+            {"structures": "liver,left kidney", "labels_per_round": "5"},
+        ),
         ("  model=/x/my models   seed=3 ", {"model": "/x/my models", "seed": "3"}),
         ("structures= seed=1", {"structures": "", "seed": "1"}),
     ],
@@ -34,6 +38,26 @@ def test_arguments_of_the_server() -> None:
     assert given[given.index("--uvicorn_app") + 1] == "hermes.adapters.server:app"
 
 
+def test_folder_without_images_is_served_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_studies(tmp_path)
+    assert "no image" in capsys.readouterr().err
+    (tmp_path / "a.nii.gz").write_bytes(b"x")
+    check_studies(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_sample_campaign_is_copied_once(tmp_path: Path) -> None:
+    copy = sample_campaign(tmp_path / "sample")
+    images = sorted(p.name for p in copy.iterdir())
+    assert len(images) == 24
+    (copy / "note").write_text("mine")
+    assert sample_campaign(copy) == copy
+    assert (copy / "note").read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["sample"]
+
+
 def test_port_in_use() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -44,7 +68,10 @@ def test_port_in_use() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--conf", "labels_pr_round=3"], "labels_per_round"), (["--studies", "/no/such/folder", "--port", "0"], "STUDIES")],
+    [
+        (["--conf", "labels_pr_round=3"], "labels_per_round"),
+        (["--studies", "/no/such/folder", "--port", "0"], "STUDIES"),
+    ],
 )
 def test_wrong_arguments_end_with_a_sentence(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]

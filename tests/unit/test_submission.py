@@ -84,7 +84,11 @@ def test_two_segments_of_one_structure_are_merged(label: Callable[..., Path]) ->
     ],
 )
 def test_refusals(
-    label: Callable[..., Path], values: tuple[int, ...], params: dict[str, Any], error: type[Exception], words: str
+    label: Callable[..., Path],
+    values: tuple[int, ...],
+    params: dict[str, Any],
+    error: type[Exception],
+    words: str,
 ) -> None:
     with pytest.raises(error, match=words):
         read(label(*values), params)
@@ -108,7 +112,9 @@ def test_archive_never_overwrites(tmp_path: Path) -> None:
     for value in (1, 2):
         array = np.full(GRID.shape, value, np.uint8)
         name = STRUCTURES[value - 1]
-        paths.append(archive.write("case", Submission(LabelMap(array, GRID, {value: name}), {name: "present"})))
+        paths.append(
+            archive.write("case", Submission(LabelMap(array, GRID, {value: name}), {name: "present"}))
+        )
     assert [p.name for p in paths] == ["0001.nii.gz", "0002.nii.gz"]
     assert [int(read_label_map(p).array.max()) for p in paths] == [1, 2]
     assert [archive.names_of(p) for p in paths] == [{1: "left kidney"}, {2: "liver"}]

@@ -104,6 +104,8 @@ class Parts:
             is_training=training_guard.is_training,
         )
         self.supervisor.start()
+        images, structures = len(datastore.list_images()), ", ".join(self.workspace.bindings().structures)
+        logger.info("Hermes is ready: %d images, structures: %s", images, structures)
 
     def label_saved(self) -> None:
         """A label has come in: look whether a round is full."""

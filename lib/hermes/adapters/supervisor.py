@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from hermes.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
+STOP_TIMEOUT_S = 10.0
 
 
 def training_due(campaign: Campaign, labels_per_round: int) -> bool:
@@ -49,24 +51,34 @@ class Supervisor:
     ) -> None:
         self._workspace, self._datastore, self._scorer = workspace, datastore, scorer
         self._start_training, self._is_training = start_training, is_training
-        self._wake = threading.Event()
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hermes-supervisor", daemon=True)
 
     def start(self) -> None:
-        """Begin; the thread ends with the process."""
-        threading.Thread(target=self._run, name="hermes-supervisor", daemon=True).start()
+        """Begin; ends with the process."""
+        # A thread that is inside the network when the interpreter goes would abort the process.
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, giving up the image that is being scored."""
+        self._ended.set()
+        self._wake.set()
+        self._thread.join(STOP_TIMEOUT_S)
 
     def wake(self) -> None:
         """Look at once: a label has come in."""
         self._wake.set()
 
     def _run(self) -> None:
-        while True:
+        while not self._ended.is_set():
             try:
                 self.look()
             except Exception:  # the thread must outlive a full disk or a locked database
                 logger.exception("The supervisor met an error and goes on")
             self._wake.wait(INTERVAL_S)
-            self._wake.clear()
+            if not self._ended.is_set():
+                self._wake.clear()
 
     def look(self) -> None:
         """Do what is due now."""
