@@ -32,14 +32,13 @@ from hermes.errors import BadRequestError, HermesError
 from hermes.phantoms import dataset as phantom_dataset
 from hermes.records import LabelMap
 from hermes.scoring.agreement import dice
-from hermes.serve import IMAGE_SUFFIXES, PROJECT, parse_conf
+from hermes.serve import IMAGE_SUFFIXES, PROJECT, SAMPLE_DATASET, parse_conf
 from hermes.transforms.reading import read_label_map, read_volume
 from hermes.transforms.writing import write_label_map
 
 matplotlib.use("Agg")
 
 SAMPLE = PROJECT / "sample-data"
-SAMPLE_CAMPAIGN = "PhantomAbdomenCT"
 MODEL = "hermes"
 HELD_OUT_FRACTION = 0.275
 LARGEST_HELD_OUT = 25
@@ -81,7 +80,7 @@ class RoundResult:
 
 def sample_dataset(conf: Mapping[str, str]) -> Dataset:
     """The sample campaign, the ground truth that stands beside it, and the structures it is meant to label."""
-    campaign = phantom_dataset(SAMPLE_CAMPAIGN)
+    campaign = phantom_dataset(SAMPLE_DATASET)
     numbers = {name: value for value, name in enumerate(campaign.structures, start=1)}
     names = {numbers[name]: name for name in campaign.demonstration}
     pool = _pairs(SAMPLE / "campaign", SAMPLE / "truth", names)

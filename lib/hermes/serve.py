@@ -13,10 +13,12 @@ from pathlib import Path
 
 from hermes.config import from_conf
 from hermes.errors import BadRequestError, HermesError
+from hermes.phantoms import dataset
 
 PROJECT = Path(__file__).resolve().parents[2]
 APP = PROJECT / "apps" / "hermes"
 SAMPLE = PROJECT / "sample-data" / "campaign"
+SAMPLE_DATASET = "PhantomAbdomenCT"
 CAMPAIGNS = PROJECT / "campaigns"
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _PAIR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", re.DOTALL)
@@ -105,14 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         conf = parse_conf(given.conf)
         from_conf(conf)
         check_port(given.host, given.port)
+        studies = given.studies or str(sample_campaign(CAMPAIGNS / "sample"))
+        if not given.studies:
+            conf.setdefault("structures", ",".join(dataset(SAMPLE_DATASET).demonstration))
+        if "://" not in studies:
+            check_studies(Path(studies))
     except HermesError as error:
         sys.stderr.write(f"make serve: {error}\n")
-        return 2
-    studies = given.studies or str(sample_campaign(CAMPAIGNS / "sample"))
-    if "://" not in studies and not Path(studies).is_dir():
-        sys.stderr.write(
-            f"make serve: expected STUDIES to be a folder of images or a DICOMweb URL, got {studies!r}.\n"
-        )
         return 2
     sys.stderr.write(
         f"Hermes starts on http://{given.host}:{given.port} with {studies} (about 10 seconds) ...\n"
