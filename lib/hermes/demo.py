@@ -33,6 +33,7 @@ from hermes.phantoms import dataset as phantom_dataset
 from hermes.records import LabelMap
 from hermes.scoring.agreement import dice
 from hermes.serve import IMAGE_SUFFIXES, PROJECT, SAMPLE_DATASET, parse_conf
+from hermes.transforms.orientation import Turn
 from hermes.transforms.reading import read_label_map, read_volume
 from hermes.transforms.writing import write_label_map
 
@@ -331,9 +332,12 @@ def _measured(
     means, version, first = annotator.measure(dataset.held_out, lambda: bar.advance(task))
     pair = dataset.held_out[0]
     title = f"{pair.case_id}, {labels} labels: left truth, right {version}"
-    draw_overlay(
-        read_volume(pair.image).array, _label(pair.label).array, first, title, out / f"overlay-{number}.png"
-    )
+    volume, truth = read_volume(pair.image), _label(pair.label).array
+    upright = Turn.to_lps(volume.grid)  # rows towards posterior, columns towards the patient's left
+    shown = [
+        upright.apply(a) for a in (volume.array, np.where(np.isin(truth, list(pair.names)), truth, 0), first)
+    ]
+    draw_overlay(shown[0], shown[1], shown[2], title, out / f"overlay-{number}.png")
     return RoundResult(number, labels, means, round(seconds[0], 1), round(seconds[1], 1), version)
 
 

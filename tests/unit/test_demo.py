@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hermes.demo import RoundResult, draw_curve, folder_dataset, main, sample_dataset
+from hermes.demo import RoundResult, draw_curve, draw_overlay, folder_dataset, main, sample_dataset
 from hermes.errors import BadRequestError
 from hermes.geometry import Grid
 from hermes.records import LabelMap
@@ -69,3 +69,11 @@ def test_curve_is_a_picture(tmp_path: Path) -> None:
     rounds = [RoundResult(n, 5 * n, {"liver": 0.1 * n}, 1.0, 2.0, "v") for n in range(3)]
     draw_curve(rounds, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_overlay_is_a_picture(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(size=(3, 8, 9))
+    truth = np.zeros(image.shape, np.uint8)
+    truth[1, 2:5, 2:5] = 1
+    draw_overlay(image, truth, np.zeros_like(truth), "title", tmp_path / "overlay.png")
+    assert (tmp_path / "overlay.png").read_bytes().startswith(b"\x89PNG")
