@@ -46,7 +46,7 @@ lint: install
 types: install
 	@$(PY) -m mypy
 
-starter: install  ## train the starter model again (about an hour on 2 cores)
+starter: install  ## train the starter model again (about 20 minutes)
 	@$(PY) -m hermes.starter --out apps/hermes/starter
 
 phantoms: install  ## generate sample-data/ and the pictures of docs/ again
