@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import HTTPException
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 
@@ -12,6 +13,7 @@ import hermes
 from hermes.adapters.build import build
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.infer import run_infer
+from hermes.adapters.sessions import HermesSessions
 from hermes.errors import BadRequestError, NotFoundError
 
 
@@ -50,12 +52,12 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
     def on_init_complete(self) -> None:
         """The server process is up: training and scoring may start by themselves."""
         super().on_init_complete()
-        self.parts.serve(self._datastore)
+        self.parts.serve(self._datastore, self._scoring_methods)
 
     @answers_errors
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """Segment an image of the campaign, an upload or a session."""
-        if request.get("model") not in self._infers:
+        if request.get("model") not in list(self._infers):
             msg = f"Expected one of the models {list(self._infers)}, got {request.get('model')!r}."
             raise NotFoundError(msg)
         sessions = self._sessions.store_path if self._sessions else None
@@ -64,7 +66,8 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
     @answers_errors
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """The image to label next; 200 with a reason and no id when there is none."""
-        strategy = self._strategies.get(request.get("strategy"))
+        name = request.get("strategy")
+        strategy = self._strategies.get(name) if isinstance(name, str) else None
         if strategy is None:
             msg = f"Expected one of the strategies {list(self._strategies)}, got {request.get('strategy')!r}."
             raise NotFoundError(msg)
@@ -77,10 +80,23 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
     @answers_errors
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
         """Run one scoring method."""
-        if request.get("method") not in self._scoring_methods:
+        if request.get("method") not in list(self._scoring_methods):
             msg = f"Expected one of the scoring methods {list(self._scoring_methods)}, got {request.get('method')!r}."
             raise NotFoundError(msg)
         return super().scoring(request, datastore)
+
+    @answers_errors
+    def batch_infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """Run one model over many images; without a GPU the stock call would divide by their number."""
+        return super().batch_infer({**request, "multi_gpu": False}, datastore)
+
+    def _load_sessions(self, load: bool = False) -> HermesSessions | None:
+        """Sessions that unpack archives safely."""
+        return (
+            HermesSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY)
+            if load
+            else None
+        )
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """A submitted label is stored: a round may be full."""

@@ -30,6 +30,7 @@ from hermes.errors import (
     BusyError,
     CancelledError,
     HermesError,
+    NotFoundError,
     NothingToTrainError,
 )
 from hermes.labels.space import LabelSpace
@@ -182,7 +183,7 @@ class _Round:
         for label in labels:
             try:
                 cases.append(self._case(label, bindings, manifest))
-            except (BadImageError, BadLabelError) as error:
+            except (BadImageError, BadLabelError, NotFoundError) as error:
                 skipped.append(Skipped(label.image_id, str(error)))
                 logger.warning("Training leaves out %s: %s", label.image_id, error)
         if not cases:
@@ -261,7 +262,7 @@ def choose_recipe(
     steps: int | None,
     window: tuple[int, int, int],
 ) -> Recipe:
-    """The recipe of METHOD.md section 6, scaled to the device, the images and the number of cases.
+    """The recipe of arXiv 2306.02416, scaled to the device, the images and the number of cases.
 
     Args:
         settings: of the campaign; what they say goes.

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hermes.config import from_conf
+from hermes.config import Settings, from_conf
 from hermes.errors import BadRequestError, HermesError
 from hermes.phantoms import dataset
 
@@ -57,6 +57,9 @@ def check_port(host: str, port: int) -> None:
     Raises:
         HermesError: another program listens there.
     """
+    if not 0 <= port <= 65535:
+        msg = f"Expected a PORT from 0 to 65535, got {port}."
+        raise BadRequestError(msg)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -65,6 +68,21 @@ def check_port(host: str, port: int) -> None:
         except OSError as error:
             msg = f"Expected {host}:{port} to be free, got: {error.strerror}. Choose another: make serve PORT={port + 1}"
             raise HermesError(msg) from error
+
+
+def check_settings(settings: Settings) -> None:
+    """Nothing, if the settings can be right; what only the network can tell comes later.
+
+    Raises:
+        BadRequestError: a model that is not there, or a structure named twice.
+    """
+    if settings.model is not None and not (settings.model / "manifest.json").is_file():
+        msg = f"Expected `model` to be a directory with a manifest.json, got {str(settings.model)!r}."
+        raise BadRequestError(msg)
+    twice = sorted({name for name in settings.structures if settings.structures.count(name) > 1})
+    if twice:
+        msg = f"Expected every structure once in `structures`, got {twice} twice."
+        raise BadRequestError(msg)
 
 
 def check_studies(folder: Path) -> None:
@@ -105,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         conf = parse_conf(given.conf)
-        from_conf(conf)
+        check_settings(from_conf(conf))
         check_port(given.host, given.port)
         studies = given.studies or str(sample_campaign(CAMPAIGNS / "sample"))
         if not given.studies:

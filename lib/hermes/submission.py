@@ -121,8 +121,10 @@ def _names_of_values(label: LabelMap, params: Mapping[str, Any], structures: Seq
     given = params.get("label_info")
     if given is None:
         pairs = [(name, value) for value, name in label.names.items()]
-    elif isinstance(given, list) and all(isinstance(entry, dict) and "name" in entry for entry in given):
-        pairs = [(str(entry["name"]), _value_of(entry)) for entry in given]
+    elif isinstance(given, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in given
+    ):
+        pairs = [(entry["name"], _value_of(entry)) for entry in given]
     else:
         msg = f"Expected params.label_info like [{{'name': 'liver', 'idx': 1}}], got {given!r}."
         raise BadRequestError(msg)

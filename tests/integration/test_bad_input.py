@@ -225,3 +225,144 @@ def test_uploading_weights_is_refused(server: Any, tmp_path: Path) -> None:
             400,
             "published",
         )
+
+
+# ---------------------------------------------------------------------------------------- hostile requests
+
+NOT_AN_OBJECT = [
+    "[1]",
+    "5",
+    "null",
+    "true",
+    '"abc"',
+    '[["image", "/etc/passwd"]]',
+    "[" * 100_000,
+    '{"x": NaN}',
+]
+HALF_A_CHARACTER = '{"x": "\\ud800"}'
+
+
+@pytest.mark.parametrize("params", [*NOT_AN_OBJECT, HALF_A_CHARACTER], ids=lambda v: v[:12])
+def test_params_that_are_no_object(server: Any, image: str, truth: Any, params: str) -> None:
+    import requests
+
+    refused(server.post("/infer/hermes", params={"image": image}, data={"params": params}), 400, "params")
+    label, _ = truth(server.cases[image])
+    with label.open("rb") as stream:
+        url = f"{server.address}/datastore/label"
+        files, data = {"label": (label.name, stream)}, {"params": params}
+        refused(requests.put(url, params={"image": image}, files=files, data=data, timeout=60), 400, "params")
+    url = f"{server.address}/datastore/image/info"
+    refused(requests.put(url, params={"image": image}, data={"info": params}, timeout=60), 400, "info")
+    assert server.get("/datastore/?output=all").status_code == 200
+
+
+@pytest.mark.parametrize("info", ['{"path": "/etc/passwd"}', '{"name": "x"}', '{"strategy": 5}'])
+def test_notes_that_belong_to_the_server(server: Any, image: str, info: str) -> None:
+    import requests
+
+    url = f"{server.address}/datastore/image/info"
+    refused(requests.put(url, params={"image": image}, data={"info": info}, timeout=60), 400, "Expected")
+
+
+def test_odd_types_in_requests(server: Any, image: str, truth: Any) -> None:
+    refused(server.infer(image, {"model": [1]}), 404, "hermes")
+    refused(server.post("/activelearning/first", json={"strategy": [1]}), 404, "strategies")
+    refused(server.post("/activelearning/first", json={"client_id": "\ud800"}), 400, "params")
+    label, params = truth(server.cases[image])
+    refused(server.submit(image, label, {"label_info": [{"name": ["liver"], "idx": 1}]}), 400, "label_info")
+    refused(server.submit(image, label, params | {"client_id": "\u0000"}), 400, "null character")
+    refused(server.infer(image, {"save_label": True, "label_tag": 5}), 400, "tag")
+
+
+def test_names_that_are_too_long(server: Any, image: str, truth: Any) -> None:
+    refused(server.infer("/" + "a" * 4090), 400, "path")
+    refused(server.infer("a" * 4090), 404, "aaa...")
+    label, params = truth(server.cases[image])
+    refused(server.submit(image, label, params, tag="t" * 300), 400, "tag")
+
+
+def test_nothing_to_segment(server: Any, image: str) -> None:
+    refused(server.post("/infer/hermes"), 400, "image")
+    refused(server.post("/infer/hermes", params={"session_id": "nope"}), 404, "session")
+    refused(server.post("/infer/hermes", params={"session_id": "nope", "image": image}), 404, "session")
+    refused(server.post("/infer/hermes", params={"image": image, "output": "dicom_seg"}), 400, "DICOM")
+
+
+def test_unknown_background_tasks_start_nothing(server: Any) -> None:
+    refused(server.post("/batch/infer/nope", json={}), 404, "hermes")
+    refused(server.post("/scoring/nope", json={}), 404, "agreement")
+
+
+def test_weights_cannot_be_deleted(server: Any) -> None:
+    import requests
+
+    assert requests.delete(f"{server.address}/model/hermes", timeout=60).status_code == 405
+    assert server.get("/model/hermes").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("suffix", "header"),
+    [
+        (
+            ".nrrd",
+            "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndata file: {secret}\n\n",
+        ),
+        (".nrrd", "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndatafile: {secret}\n\n"),
+        (
+            ".mha",
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nElementDataFile = {secret}\n",
+        ),
+        (
+            ".mhd",
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementType = MET_UCHAR\nElementDataFile = {secret}\n",
+        ),
+    ],
+)
+def test_headers_that_name_another_file(
+    server: Any, image: str, tmp_path: Path, suffix: str, header: str
+) -> None:
+    import requests
+
+    secret = tmp_path / "secret.raw"
+    secret.write_bytes(b"TOPSECRET" * 8)
+    file = tmp_path / f"evil{suffix}"
+    file.write_text(header.format(secret=secret))
+    refused(server.submit(image, file, {}, tag="original"), 400, "Expected")
+    for url, field in ((f"{server.address}/datastore/image?image=evil", "file"),):
+        with file.open("rb") as stream:
+            response = requests.put(url, files={field: (file.name, stream)}, timeout=60)
+        refused(response, 422, "Expected")
+    with file.open("rb") as stream:
+        refused(server.post("/infer/hermes", files={"file": (file.name, stream)}), 422, "Expected")
+
+
+def test_archive_that_leads_outside(server: Any, tmp_path: Path) -> None:
+    import io
+    import tarfile
+
+    import requests
+
+    evil = tmp_path / "evil.tar"
+    with tarfile.open(evil, "w") as archive:
+        member = tarfile.TarInfo("../" * 12 + str(tmp_path / "written").lstrip("/"))
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"evil"))
+    with evil.open("rb") as stream:
+        response = requests.put(
+            f"{server.address}/session/?uncompress=true", files={"files": stream}, timeout=60
+        )
+    refused(response, 400, "archive")
+    assert not (tmp_path / "written").exists()
+
+
+def test_refused_uploads_are_not_kept(server: Any, image: str, tmp_path: Path) -> None:
+    import tempfile
+
+    before = set(Path(tempfile.gettempdir()).glob("tmp*.nii.gz"))
+    path = tmp_path / "corrupt.nii.gz"
+    path.write_bytes(b"not an image")
+    refused(server.submit(image, path, {}), 400, "Expected")
+    with path.open("rb") as stream:
+        refused(server.post("/infer/hermes", files={"file": (path.name, stream)}), 422, "Expected")
+    assert set(Path(tempfile.gettempdir()).glob("tmp*.nii.gz")) == before

@@ -100,3 +100,35 @@ def test_killed_server_leaves_no_orphan_and_loses_nothing(start: Any, truth: Any
             )
         assert server.infer(cases[4][0]).json()["model_version"] == published
     assert sorted((studies / ".hermes" / "models").iterdir()) == before
+
+
+def test_what_is_deleted_trains_nothing_and_blocks_nothing(start: Any, truth: Any) -> None:
+    with start() as server:
+        names = list(server.cases)
+        for image in names[:3]:
+            label, params = truth(server.cases[image])
+            assert server.submit(image, label, params).status_code == 200
+        url = f"{server.address}/datastore"
+        assert requests.delete(f"{url}/label", params={"id": names[0], "tag": "final"}, timeout=60).ok
+        assert requests.delete(f"{url}/image", params={"id": names[1]}, timeout=60).ok
+        (server.studies / f"{names[3]}.nii.gz").unlink()
+        assert server.stats()["new_labels"] == 1
+        assert server.post("/train/hermes", json={}).status_code == 200
+        wait_for(lambda: server.stats()["serving_version"] != "tiny", "a published version")
+        assert server.get("/info/").json()["datastore"]["completed"] == 1
+        with server.campaign() as campaign:
+            assert [label.image_id for label in campaign.labels()] == [names[2]]
+            assert len(campaign.labels(latest=False)) == 1
+
+
+def test_labelled_image_whose_file_is_gone_is_left_out(start: Any, truth: Any) -> None:
+    with start() as server:
+        names = list(server.cases)
+        for image in names[:2]:
+            label, params = truth(server.cases[image])
+            assert server.submit(image, label, params).status_code == 200
+        (server.studies / f"{names[0]}.nii.gz").unlink()
+        result = server.post("/train/hermes?run_sync=true", json={})
+        assert result.status_code == 200, result.text
+        assert [s["image"] for s in result.json()["skipped"]] == [names[0]]
+        assert result.json()["cases"] == 1

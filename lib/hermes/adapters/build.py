@@ -66,6 +66,7 @@ class Parts:
             structures=self.workspace.bindings().structures,
             archive=self.workspace.archive,
             record=self.record_label,
+            withdraw=self.workspace.campaign.withdraw_label,
             auto_reload=monai_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=monai_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -93,9 +94,11 @@ class Parts:
         """Scoring methods by name."""
         return {"uncertainty": UncertaintyScoring(self.scorer), "agreement": AgreementScoring()}
 
-    def serve(self, datastore: Datastore) -> None:
+    def serve(self, datastore: Datastore, scoring_methods: Mapping[str, Any]) -> None:
         """Begin what only the server process does."""
-        training_guard.install(self._check_training, self._note_stop)
+        training_guard.install(
+            lambda method, request: self._check(method, request, scoring_methods), self._note_stop
+        )
         self.supervisor = Supervisor(
             self.workspace,
             datastore,
@@ -123,12 +126,19 @@ class Parts:
             partial.replace(copy)
         return str(copy)
 
-    def _check_training(self, request: Mapping[str, Any]) -> None:
-        if request.get("model") not in (MODEL, None):
-            msg = f"Expected the trainer {MODEL!r}, got {request.get('model')!r}."
+    def _check(self, method: str, request: Mapping[str, Any], scoring_methods: Mapping[str, Any]) -> None:
+        known: dict[str, tuple[str, list[str]]] = {
+            "train": ("model", [MODEL]),
+            "batch_infer": ("model", list(self.infers())),
+            "scoring": ("method", list(scoring_methods)),
+        }
+        key, names = known[method]
+        if request.get(key) not in names:
+            msg = f"Expected {key!r} to be one of {names}, got {str(request.get(key))[:100]!r}."
             raise NotFoundError(msg)
-        steps_of(request)
-        require_labels(self.workspace)
+        if method == "train":
+            steps_of(request)
+            require_labels(self.workspace)
 
     def _note_stop(self) -> None:
         run = self.workspace.campaign.current_run()

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from monailabel.datastore.local import LocalDatastore
+from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from hermes.adapters.errors import answers_errors
+from hermes.adapters.images import LONGEST_SHOWN
+from hermes.adapters.requests import check_json
 from hermes.campaign.records import LabelRecord
 from hermes.errors import BadImageError, BadRequestError, ConflictError, NotFoundError
 from hermes.publish import write_atomically
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
 _SAFE_NAME = re.compile(r"[\w][\w.\- ]*")
 _RESERVED_PARAMS = frozenset({"label_info", "absent"})
+_KEPT_BY_THE_STORE = frozenset({"name", "path", "ts"})
+LONGEST_NAME = 200  # of an image or a tag; file systems end at 255 bytes with the suffix
 
 
 class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
@@ -47,6 +51,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         structures: tuple[str, ...],
         archive: LabelArchive,
         record: Callable[[str, Path, str, Submission, Mapping[str, Any]], None],
+        withdraw: Callable[[str], object],
         auto_reload: bool,
         read_only: bool,
     ) -> None:
@@ -58,10 +63,12 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             archive: where label versions go.
             record: called with (image id, archived file, its sha256, submission, params) once a label is
                 safely on disk.
+            withdraw: called with an image id when its submitted label is taken back.
             auto_reload: watch the folder for new images.
             read_only: do not look for new images at the start.
         """
-        self._structures, self._archive, self._record = structures, archive, record
+        self._structures, self._archive = structures, archive
+        self._record, self._withdraw = record, withdraw
         self._saving = threading.Lock()
         super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
@@ -70,8 +77,9 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
     ) -> str:
         """Check and store a label; the id of a label is the id of its image."""
+        check_json(label_info, "params")
         self.require_image(image_id)
-        tag = _checked_name(str(getattr(label_tag, "value", label_tag)), "tag")
+        tag = _checked_name(getattr(label_tag, "value", label_tag), "tag")
         with self._saving:
             if tag != DefaultLabelTag.FINAL.value:
                 return self._save_offered(image_id, Path(label_filename), tag, label_info)
@@ -107,6 +115,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
     @answers_errors
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Take in an uploaded image under a new id."""
+        check_json(image_info, "params")
         name = _checked_name(image_id or Path(image_filename).name.split(".")[0], "image id")
         if name in self.list_images():
             msg = f"Expected the id of a new image, {name!r} exists. Upload it under another id."
@@ -120,21 +129,44 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
 
     @answers_errors
     def remove_image(self, image_id: str) -> None:
-        """Remove an image and the copies of its labels; archived label versions stay."""
+        """Remove an image and the copies of its labels; archived label versions stay, but train nothing any more."""
         self.require_image(image_id)
         super().remove_image(image_id)
+        self._withdraw(image_id)
 
     @answers_errors
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Remove the copy that viewers open; archived label versions stay."""
+        """Take a label back: its copy goes and it trains nothing any more; archived versions stay on disk."""
         self.require_image(label_id)
-        super().remove_label(label_id, _checked_name(str(label_tag), "tag"))
+        tag = _checked_name(getattr(label_tag, "value", label_tag), "tag")
+        super().remove_label(label_id, tag)
+        if tag == DefaultLabelTag.FINAL.value:
+            self._withdraw(label_id)
 
     @answers_errors
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merge ``info`` into what is noted of the image."""
+        check_json(info, "info")
         self.require_image(image_id)
+        taken = sorted(_KEPT_BY_THE_STORE & set(info))
+        if taken or not isinstance(info.get("strategy", {}), dict):
+            msg = f"Expected notes under other names than {sorted(_KEPT_BY_THE_STORE)} (and no 'strategy'), got {taken}."
+            raise BadRequestError(msg)
         super().update_image_info(image_id, info)
+
+    @answers_errors
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Merge ``info`` into what is noted of a label; what was annotated cannot be changed that way."""
+        check_json(info, "info")
+        self.require_image(label_id)
+        if self._datastore.label(label_id, label_tag) is None:
+            msg = "Expected the tag of a label of this image, there is none."
+            raise NotFoundError(msg)
+        taken = sorted((_KEPT_BY_THE_STORE | _RESERVED_PARAMS | {"annotated", "version"}) & set(info))
+        if taken:
+            msg = f"Expected notes under other names, {taken} are kept by the server."
+            raise BadRequestError(msg)
+        super().update_label_info(label_id, label_tag, info)
 
     @answers_errors
     def get_dataset_archive(self, limit_cases: int | None) -> str:
@@ -152,7 +184,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             NotFoundError: it is not.
         """
         if image_id not in self._datastore.objects:
-            count = len(self.list_images())
+            count, image_id = len(self.list_images()), image_id[:LONGEST_SHOWN]
             msg = f"Expected the id of one of the {count} images here, got {image_id!r}. GET /datastore/?output=all lists them."
             raise NotFoundError(msg)
 
@@ -193,7 +225,11 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             self._ignore_event_config = True
             index = self._datastore.model_dump(exclude={"base_path"})
             path = Path(self._datastore_config_path)
-            write_atomically(path, json.dumps(index, indent=2, default=str))
+            text = json.dumps(index, indent=2, default=str)
+            LocalDatastoreModel.model_validate_json(
+                text
+            )  # an index that cannot be read back is never written
+            write_atomically(path, text)
             self._config_ts = path.stat().st_mtime
 
 
@@ -210,13 +246,14 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _checked_name(name: str, what: str) -> str:
+def _checked_name(name: Any, what: str) -> str:
     """``name`` if it can be a file's name and nothing more.
 
     Raises:
         BadRequestError: it holds a path separator, starts with a dot, or the like.
     """
-    if not _SAFE_NAME.fullmatch(name):
-        msg = f"Expected a {what} of letters, digits, '_', '-', '.' and spaces, beginning with a letter or digit, got {name!r}."
+    if not isinstance(name, str) or len(name.encode()) > LONGEST_NAME or not _SAFE_NAME.fullmatch(name):
+        shown = str(name)[:LONGEST_SHOWN]
+        msg = f"Expected {what}: letters, digits, '_', '-', '.' and spaces, beginning with a letter or digit, got {shown!r}."
         raise BadRequestError(msg)
     return name

@@ -10,6 +10,8 @@ from monailabel.interfaces.datastore import Datastore
 from hermes.adapters.requests import uploaded_file
 from hermes.errors import BadRequestError, NotFoundError
 
+LONGEST_SHOWN = 100  # characters of a client's text in a message
+
 
 def resolve_image(
     image: Any, datastore: Datastore, sessions_directory: str | None
@@ -28,6 +30,7 @@ def resolve_image(
     upload = uploaded_file(image, sessions_directory)
     if upload is not None:
         return None, upload
+    image = image if len(image) <= LONGEST_SHOWN else f"{image[:LONGEST_SHOWN]}..."
     if "/" in image or "\\" in image:
         msg = f"Expected the id of an image, got a path: {image!r}. Files outside the datastore are not read; upload the image."
         raise BadRequestError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +16,41 @@ from hermes.types import Modality
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+)*")
 _EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 _DTYPES = ("uint8", "uint16")
+
+
+def parse_json_object(text: str, field: str) -> dict[str, Any]:
+    """The JSON object in a form field.
+
+    Raises:
+        BadRequestError: something else than an object, or what `check_json` refuses.
+    """
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError) as error:
+        msg = f"Expected JSON in the field {field!r}, got something else: {type(error).__name__}."
+        raise BadRequestError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"Expected a JSON object in the field {field!r}, got {type(value).__name__}."
+        raise BadRequestError(msg)
+    check_json(value, field)
+    return value
+
+
+def check_json(value: Any, field: str) -> None:
+    """Nothing, if the value can be stored and sent again.
+
+    Raises:
+        BadRequestError: it holds NaN or infinity, half a character (a lone surrogate), a null character, or is too deep.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode("utf-8")
+    except (ValueError, RecursionError, TypeError) as error:
+        msg = f"Expected {field!r} to hold plain text and finite numbers, got something else ({type(error).__name__})."
+        raise BadRequestError(msg) from error
+    if "\\u0000" in text:
+        msg = f"Expected {field!r} to hold plain text, got a null character."
+        raise BadRequestError(msg)
 
 
 @dataclass(frozen=True)
@@ -67,8 +103,8 @@ def _modality(request: Mapping[str, Any]) -> Modality | None:
 
 
 def _extension(request: Mapping[str, Any]) -> str:
-    extension = request.get("result_extension") or ".nii.gz"
-    if extension not in _EXTENSIONS:
+    extension = request.get("result_extension", ".nii.gz") or ".nii.gz"
+    if not isinstance(extension, str) or extension not in _EXTENSIONS:
         msg = f"Expected 'result_extension' out of {_EXTENSIONS}, got {extension!r}."
         raise BadRequestError(msg)
     dtype = request.get("result_dtype") or "uint8"
@@ -85,7 +121,10 @@ def uploaded_file(image: str, sessions_directory: str | None) -> Path | None:
     a client could name any file of the server there. Only its own temporary files and sessions are accepted.
     """
     path = Path(image)
-    if not path.is_absolute() or not path.exists():
+    try:
+        if not path.is_absolute() or not path.exists():
+            return None
+    except (OSError, ValueError):  # too long for a path, or with a null character
         return None
     real = path.resolve()
     if (

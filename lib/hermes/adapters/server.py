@@ -10,16 +10,18 @@ Importing this module changes the routers of ``monailabel.endpoints`` before ``m
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, BackgroundTasks, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
@@ -32,6 +34,11 @@ from monailabel.endpoints import (
     session,
     train,
 )
+from monailabel.interfaces.utils.app import app_instance
+
+from hermes.adapters.errors import answers_errors
+from hermes.adapters.requests import check_json, parse_json_object
+from hermes.errors import BadRequestError, NotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +66,22 @@ def _blocking(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """The endpoint as a plain function: it never awaits, so its coroutine ends at the first step."""
 
     def call(**arguments: Any) -> Any:
-        coroutine = endpoint(**arguments)
         try:
-            coroutine.send(None)
-        except StopIteration as finished:
-            return finished.value
+            check_arguments(arguments)
+            coroutine = endpoint(**arguments)
+            try:
+                coroutine.send(None)
+            except StopIteration as finished:
+                return finished.value
+        except BaseException as error:
+            _forget_uploads(arguments.get("background_tasks"))
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                raise HTTPException(
+                    400, "Expected a shorter file name, this one is too long to store."
+                ) from error
+            raise
         coroutine.close()
-        msg = (
-            f"Expected the endpoint {endpoint.__name__} not to await, it does. It cannot be run in a thread."
-        )
+        msg = f"Expected the endpoint {endpoint.__name__} not to await: it cannot be run in a thread."
         raise RuntimeError(msg)
 
     functools.update_wrapper(call, endpoint)
@@ -75,6 +89,59 @@ def _blocking(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     call.__signature__ = inspect.signature(endpoint)  # type: ignore[attr-defined]
     return call
 
+
+@answers_errors
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse what MONAI Label's endpoints would fail on with a 500, or pass on unseen.
+
+    Raises:
+        BadRequestError: a form field without a JSON object, a request for an inference on nothing, or for a
+            DICOM SEG of an image that is no DICOM.
+        NotFoundError: a session that does not exist.
+    """
+    for field in ("params", "info"):
+        value = arguments.get(field)
+        if isinstance(value, str):
+            parse_json_object(value, field)
+        elif value is not None:
+            check_json(value, field)
+            if not isinstance(value, dict):
+                msg = f"Expected {field!r} to be a JSON object, got {type(value).__name__}."
+                raise BadRequestError(msg)
+    if "session_id" in arguments and "image" in arguments:
+        _check_infer(arguments)
+
+
+def _check_infer(arguments: Mapping[str, Any]) -> None:
+    session_id, image = arguments["session_id"], arguments["image"]
+    if not (session_id or image or arguments.get("file")):
+        msg = "Expected an image to segment: its id in 'image', a session in 'session_id', or an upload in 'file'."
+        raise BadRequestError(msg)
+    if session_id and (len(session_id) > 100 or "/" in session_id or not _session(session_id)):
+        msg = f"Expected the id of a session, got {session_id[:100]!r}. It may have expired; PUT /session/ makes one."
+        raise NotFoundError(msg)
+    if arguments.get("output") == "dicom_seg" and not isinstance(
+        app_instance().datastore(), DICOMWebDatastore
+    ):
+        msg = "Expected images on a DICOMweb server for a DICOM SEG; this campaign's images are files. Ask for 'image'."
+        raise BadRequestError(msg)
+
+
+def _session(session_id: str) -> Any:
+    sessions = app_instance().sessions()
+    return sessions.get_session(session_id) if sessions is not None else None
+
+
+def _forget_uploads(tasks: BackgroundTasks | None) -> None:
+    """Delete what was uploaded with a refused request: the endpoint's own clean-up runs after a success only."""
+    for task in tasks.tasks if tasks is not None else []:
+        task.func(*task.args, **task.kwargs)
+
+
+# Deleting the weights would stop the server from answering; a version is withdrawn by publishing another.
+model.router.routes[:] = [
+    r for r in model.router.routes if "DELETE" not in (getattr(r, "methods", None) or ())
+]
 
 for _module in _BLOCKING:
     run_in_threads(_module.router)

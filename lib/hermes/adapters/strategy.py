@@ -8,7 +8,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy as MonaiStrategy
 
-from hermes.adapters.requests import annotator_of
+from hermes.adapters.requests import annotator_of, check_json
 from hermes.queueing import Queue
 from hermes.strategies import Strategy
 
@@ -22,5 +22,6 @@ class HermesStrategy(MonaiStrategy):  # type: ignore[misc]
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """``{"id": image}``, or ``{"reason": ...}`` when there is nothing to offer."""
+        check_json(dict(request), "params")
         offer = self._queue.offer(self._strategy, datastore.list_images(), annotator_of(request))
         return {"id": offer.image_id, "reason": offer.reason}

@@ -51,6 +51,7 @@ class Supervisor:
     ) -> None:
         self._workspace, self._datastore, self._scorer = workspace, datastore, scorer
         self._start_training, self._is_training = start_training, is_training
+        self._tried: frozenset[int] = frozenset()
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="hermes-supervisor", daemon=True)
 
@@ -87,9 +88,13 @@ class Supervisor:
         if self._is_training() or campaign.current_run() is not None:
             return
         if training_due(campaign, self._workspace.settings.labels_per_round):
-            logger.info("A round is full: training starts")
-            self._start_training()
-            return
+            labels = frozenset(label.id for label in campaign.labels())
+            # A process that dies before it can note its run would else be started again every few seconds.
+            if labels != self._tried:
+                self._tried = labels
+                logger.info("A round is full: training starts")
+                self._start_training()
+                return
         images = {i: Path(self._datastore.get_image_uri(i)) for i in self._datastore.get_unlabeled_images()}
         for _ in self._scorer.score(images, should_stop=self._wake.is_set):
             if self._wake.is_set():

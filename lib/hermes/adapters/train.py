@@ -19,6 +19,7 @@ from hermes.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+_UNDER_WAY = frozenset({"preparing", "training", "publishing"})
 NICENESS = 5  # annotators' inferences come before training on a shared CPU
 
 
@@ -36,6 +37,8 @@ class HermesTrainTask(TrainTask):  # type: ignore[misc]
     def stats(self) -> dict[str, Any]:
         """How far the running or last training is; OHIF and Slicer read the first four."""
         state = self._workspace.progress.read()
+        if state.get("phase") in _UNDER_WAY and self._workspace.campaign.current_run() is None:
+            state = {"phase": "failed", "reason": "the training process died"}
         return {
             "epoch": state.get("step", 0),
             "total_epochs": state.get("steps", 0),

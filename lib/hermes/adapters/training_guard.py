@@ -1,4 +1,4 @@
-"""What MONAI Label's train endpoint does not ask before it starts a process.
+"""What MONAI Label's endpoints do not ask before they start a process for training, scoring or batch inference.
 
 The stock endpoint forwards any request to a new process, whose errors no client sees. `GuardedTask` stands in
 its place and refuses at once what cannot work.
@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import HTTPException
-from monailabel.endpoints import train as train_endpoint
+from monailabel.endpoints import batch_infer, scoring, train
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import tasks
 
+from hermes.adapters.requests import check_json
 from hermes.errors import BadRequestError, HermesError
 
 logger = logging.getLogger(__name__)
 
-Check = Callable[[Mapping[str, Any]], None]
+Check = Callable[[str, Mapping[str, Any]], None]
 _PATH_OPTIONS = ("name", "model_filename")
 _starting = threading.Lock()
 
@@ -40,14 +41,17 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
         enqueue: bool = False,
     ) -> tuple[Any, str | None]:
         """Start the task; ``(None, reason)`` when one runs already, which the endpoint answers with 429."""
-        if method != "train":
-            return AsyncTask.run(method, request, params, force_sync, enqueue)  # type: ignore[no-any-return]
+        asked = (params or {}) | (request or {})
         try:
-            refuse_paths((request or {}) | (params or {}))
+            check_json(asked, "params")
+            if method == "train":
+                refuse_paths(asked)
             if GuardedTask.check is not None:
-                GuardedTask.check((request or {}) | (params or {}))
+                GuardedTask.check(method, asked)
         except HermesError as error:
             raise HTTPException(status_code=error.status, detail=str(error)) from error
+        if method != "train":
+            return AsyncTask.run(method, request, params, force_sync, enqueue)  # type: ignore[no-any-return]
         with _starting:  # the stock check races with the start of the process
             if is_training():
                 return None, "A training is running. Wait for it, or stop it with DELETE /train/."
@@ -82,6 +86,7 @@ def refuse_paths(request: Mapping[str, Any]) -> None:
 
 
 def install(check: Check, on_stop: Callable[[], None]) -> None:
-    """Let MONAI Label's train endpoint go through `GuardedTask` with these callbacks from now on."""
+    """Let MONAI Label's endpoints go through `GuardedTask` with these callbacks from now on."""
     GuardedTask.check, GuardedTask.on_stop = staticmethod(check), staticmethod(on_stop)
-    train_endpoint.AsyncTask = GuardedTask
+    for endpoint in (train, scoring, batch_infer):
+        endpoint.AsyncTask = GuardedTask

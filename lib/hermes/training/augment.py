@@ -1,4 +1,4 @@
-"""Augmentation of METHOD.md section 6: random numbers are drawn first, then applied.
+"""Augmentation of arXiv 2306.02416: random numbers are drawn first, then applied.
 
 ``draw`` holds all randomness; ``warp`` and ``shade`` are deterministic given its result, so a patch is a
 pure function of (seed, step, place in the batch).

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hermes.training.losses import MODALITY_LOSS_WEIGHT, modality_loss, segmentation_losses
 from hermes.training.sampling import Batch
 
-AUXILIARY_WEIGHT = 0.5  # beside 0.5 for the main output, METHOD.md section 4
+AUXILIARY_WEIGHT = 0.5  # beside 0.5 for the main output, arXiv 2306.02416
 
 Backward = Callable[..., float]
 """``(net, batch, *, precision) -> loss``: leaves the gradients in the parameters' ``grad``."""

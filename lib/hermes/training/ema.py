@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, METHOD.md section 6."""
+"""Exponential moving average of the weights, arXiv 2306.02416."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses for partial labels: only what was annotated counts (METHOD section 5).
+"""Losses for partial labels: only what was annotated counts (arXiv 2306.02416).
 
 The weight tensor W says what each voxel of each task counts; 0 means "not annotated". A channel whose W is
 zero everywhere is left out of every average, and so gives its logits a gradient of exactly zero.

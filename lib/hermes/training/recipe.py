@@ -82,7 +82,7 @@ class Recipe:
 
     @classmethod
     def for_gpu(cls) -> Recipe:
-        """The published recipe (METHOD.md section 6) in 128 cubed patches."""
+        """The published recipe (arXiv 2306.02416) in 128 cubed patches."""
         return cls(patch=(128, 128, 128))
 
     @classmethod

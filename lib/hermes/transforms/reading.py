@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -23,7 +24,13 @@ from hermes.transforms.modality import Guess, guess_from_name, guess_from_values
 from hermes.types import Modality
 
 NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
-ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+ITK_SUFFIXES = (".nrrd", ".mha")
+_ITK_READERS = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO"}
+_HEADER_BYTES = 1 << 16
+_DETACHED = re.compile(
+    rb"^\s*(?:data ?file\s*:|ElementDataFile\s*=(?!\s*LOCAL\s*$))", re.IGNORECASE | re.MULTILINE
+)
+"""A header line that names another file as the home of the voxels, in NRRD or MetaImage."""
 
 
 def read_volume(
@@ -168,8 +175,11 @@ def _one_frame_xyz(data: Any, shape: tuple[int, ...], frame: int | None, *, time
 
 
 def _open_itk(path: Path, frame: int | None = None) -> SimpleITK.Image:
+    if path.suffix.lower() not in _ITK_READERS:
+        raise _unreadable(path)
+    _refuse_detached(path)
     try:
-        image = SimpleITK.ReadImage(str(path))
+        image = SimpleITK.ReadImage(str(path), imageIO=_ITK_READERS[path.suffix.lower()])
     except RuntimeError as error:
         raise _unreadable(path) from error
     if image.GetNumberOfComponentsPerPixel() != 1:
@@ -182,6 +192,26 @@ def _open_itk(path: Path, frame: int | None = None) -> SimpleITK.Image:
     if image.GetDimension() == 2:
         return SimpleITK.JoinSeries(image)
     return image
+
+
+def _refuse_detached(path: Path) -> None:
+    """Nothing, if the voxels are in the file itself.
+
+    A header may name any other file instead: an uploaded one could then read whatever the server can.
+
+    Raises:
+        BadImageError: the voxels are elsewhere, or the header is unreasonably long.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if head.startswith(b"NRRD"):
+        header, end, _ = head.replace(b"\r\n", b"\n").partition(b"\n\n")
+    else:
+        header, end, _ = head.partition(b"ElementDataFile")
+        header += end + head[len(header) + len(end) :].partition(b"\n")[0] + b"\n"
+    if not end or _DETACHED.search(header):
+        msg = "Expected a file that holds its own voxels, got a header that names another file. Export it in one piece."
+        raise BadImageError(msg)
 
 
 def _read_itk(path: Path, frame: int | None) -> tuple[NDArray[Any], Grid, Guess | None]:
