@@ -47,7 +47,8 @@ types: install
 	@$(PY) -m mypy
 
 starter: install  ## train the starter model again (about 20 minutes)
-	@$(PY) -m hermes.starter --out apps/hermes/starter
+	@$(PY) -m hermes.starter --out apps/hermes/starter.new
+	@rm -rf apps/hermes/starter && mv apps/hermes/starter.new apps/hermes/starter
 
 phantoms: install  ## generate sample-data/ and the pictures of docs/ again
 	@$(PY) -m hermes.phantoms samples sample-data && $(PY) -m hermes.phantoms pictures docs/images

@@ -131,20 +131,21 @@ class _Round:
         labels = self._workspace.campaign.labels()
         run = self._workspace.campaign.start_run([label.id for label in labels])
         self._progress("preparing", run=run.id)
+        # The progress file always has the end before the database has it; `HermesTrainTask.stats` relies on that.
         try:
             report = self._train_and_publish(labels, run.id)
         except CancelledError as error:
-            self._workspace.campaign.stop_run(run.id, str(error))
             self._progress("stopped", reason=str(error))
+            self._workspace.campaign.stop_run(run.id, str(error))
             raise
         except BaseException as error:
             reason = str(error) if isinstance(error, HermesError) else f"{type(error).__name__}: {error}"
-            self._workspace.campaign.fail_run(run.id, reason)
             self._progress("failed", reason=reason)
+            self._workspace.campaign.fail_run(run.id, reason)
             raise
-        self._workspace.campaign.finish_run(run.id, version=report.version, steps=report.steps)
         self._progress("published", step=report.steps, steps=report.steps, version=report.version,
                        loss=report.final_loss, train_seconds=report.train_seconds)  # fmt: skip
+        self._workspace.campaign.finish_run(run.id, version=report.version, steps=report.steps)
         return report
 
     def _train_and_publish(self, labels: Sequence[LabelRecord], run_id: int) -> RoundReport:

@@ -143,8 +143,8 @@ class Parts:
     def _note_stop(self) -> None:
         run = self.workspace.campaign.current_run()
         if run is not None:
-            self.workspace.campaign.stop_run(run.id)
             self.workspace.progress.write(phase="stopped", reason="stopped on request")
+            self.workspace.campaign.stop_run(run.id)
 
 
 def _start_training() -> None:

@@ -2,8 +2,9 @@
 
 * The stock endpoints are ``async def`` around blocking code, so one inference stops every other answer.
   Here each runs in a worker thread; the predictor keeps one queue per device.
+* Form fields are checked before an endpoint sees them; what was uploaded with a refused request is deleted.
 * An error that nobody expected is answered as JSON with a reason instead of the bare text
-  "Internal Server Error"; malformed JSON in a form field is a 400.
+  "Internal Server Error".
 
 Importing this module changes the routers of ``monailabel.endpoints`` before ``monailabel.app`` collects them.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -147,12 +147,6 @@ for _module in _BLOCKING:
     run_in_threads(_module.router)
 
 from monailabel.app import app  # noqa: E402  # the routers have to be repaired first
-
-
-@app.exception_handler(json.JSONDecodeError)  # type: ignore[untyped-decorator]
-def malformed_json(_: Request, error: json.JSONDecodeError) -> JSONResponse:
-    """400 for a form field that should hold JSON and does not."""
-    return JSONResponse({"detail": f"Expected JSON in the field 'params', got something else: {error}."}, 400)
 
 
 @app.exception_handler(Exception)  # type: ignore[untyped-decorator]

@@ -38,7 +38,10 @@ class HermesTrainTask(TrainTask):  # type: ignore[misc]
         """How far the running or last training is; OHIF and Slicer read the first four."""
         state = self._workspace.progress.read()
         if state.get("phase") in _UNDER_WAY and self._workspace.campaign.current_run() is None:
-            state = {"phase": "failed", "reason": "the training process died"}
+            # A round says how it ended before it ends its run: what is read now is the last word.
+            state = self._workspace.progress.read()
+            if state["phase"] in _UNDER_WAY:
+                state = {"phase": "failed", "reason": "the training process died"}
         return {
             "epoch": state.get("step", 0),
             "total_epochs": state.get("steps", 0),
