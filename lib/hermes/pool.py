@@ -59,7 +59,7 @@ class PoolScorer:
         bindings = self._workspace.bindings()
         rows = {name: bindings.rows[name] for name in bindings.trained}
         prediction = self._resident.predictor().predict(
-            path, rows, modality=self._workspace.settings.modality
+            path, rows, modality=self._workspace.settings.modality, should_stop=should_stop
         )
         scores = [Score(image_id, WHOLE_IMAGE, prediction.uncertainty)]
         scores += [Score(image_id, r.structure, r.uncertainty) for r in prediction.structures]

@@ -5,6 +5,7 @@ Runs in a process of its own. Only the database, the versions and the progress f
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
@@ -199,7 +200,7 @@ class _Round:
         prepared = self._workspace.cache.prepared(
             self._image_path(label.image_id), spec, modality=modality, lazy=True
         )
-        path = Path(label.path)
+        path = self._workspace.archive.path(label.path)
         labels = self._workspace.cache.prepared_labels(path, prepared.record, lazy=True)
         values = {name: value for value, name in LabelArchive.names_of(path).items()}
         annotated: dict[int, int | None] = {}
@@ -305,8 +306,6 @@ def _relative(space: LabelSpace, row: int) -> int | None:
 
 def _digest(net: torch.nn.Module) -> str:
     """SHA-256 over all weights, hex."""
-    import hashlib
-
     digest = hashlib.sha256()
     for value in net.state_dict().values():
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -198,6 +198,22 @@ class LabelArchive:
             os.fsync(written.fileno())
         return path
 
+    def reference(self, path: Path) -> str:
+        """An archived file as it is noted in the database: relative, so that a campaign can be moved."""
+        return path.relative_to(self.directory).as_posix()
+
+    def path(self, reference: str) -> Path:
+        """The archived file that a note means.
+
+        Raises:
+            BadLabelError: it is not there any more.
+        """
+        path = self.directory / reference
+        if not path.is_file():
+            msg = f"Expected the archived label {reference!r}, it is not there any more. Submit the label again."
+            raise BadLabelError(msg)
+        return path
+
     @staticmethod
     def names_of(path: Path) -> dict[int, str]:
         """Value -> structure of an archived label file."""

@@ -132,3 +132,20 @@ def test_labelled_image_whose_file_is_gone_is_left_out(start: Any, truth: Any) -
         assert result.status_code == 200, result.text
         assert [s["image"] for s in result.json()["skipped"]] == [names[0]]
         assert result.json()["cases"] == 1
+
+
+def test_prelabels_and_their_agreement_with_what_was_submitted(start: Any, truth: Any) -> None:
+    with start() as server:
+        image, case = next(iter(server.cases.items()))
+        label, params = truth(case)
+        assert server.submit(image, label, params).status_code == 200
+        request = {"device": "cpu", "save_label": True, "label_tag": "original"}
+        done = server.post("/batch/infer/hermes?images=labeled&run_sync=true", json=request)
+        assert done.status_code == 200, done.text
+        assert list(done.json()) == [image]
+        tags = server.get("/datastore/?output=all").json()["objects"][image]["labels"]
+        assert sorted(tags) == ["final", "original"]
+        agreement = server.post("/scoring/agreement?run_sync=true", json={}).json()
+        assert set(agreement) == {image}
+        assert set(agreement[image]) == {"liver", "spleen"}
+        assert all(0.0 <= value <= 1.0 for value in agreement[image].values())

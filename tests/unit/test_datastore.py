@@ -37,7 +37,9 @@ class Folder:
     def record(
         self, image: str, path: Path, sha256: str, submission: Submission, params: Mapping[str, Any]
     ) -> None:
-        self.campaign.record_label(image, "final", str(path), sha256, "anna", submission.annotated)
+        self.campaign.record_label(
+            image, "final", self.archive.reference(path), sha256, "anna", submission.annotated
+        )
 
     def label(self, tmp_path: Path, value: int) -> Path:
         array = np.where(self.case.labels == 1, value, 0).astype(np.uint8)
@@ -62,7 +64,7 @@ def test_every_version_is_kept(folder: Folder, tmp_path: Path) -> None:
         assert store.save_label(image, str(folder.label(tmp_path, value)), "final", INFO) == image
     versions = folder.campaign.labels(latest=False)
     assert [v.number for v in versions] == [1, 2]
-    assert all(Path(v.path).is_file() for v in versions)
+    assert all(folder.archive.path(v.path).is_file() for v in versions)
     assert store.get_label_info(image, "final")["label_info"] == [{"name": "liver", "idx": 1}]
     assert store.get_label_info(image, "final")["client_id"] == "anna"
 
@@ -109,3 +111,15 @@ def test_refusals_name_the_reason(folder: Folder, tmp_path: Path) -> None:
     assert refused.value.status_code == 409
     assert folder.campaign.labels() == []
     assert not any(folder.archive.directory.rglob("*.nii.gz"))
+
+
+def test_a_campaign_that_was_moved_finds_its_labels(folder: Folder, tmp_path: Path) -> None:
+    image = folder.case.name
+    folder.open().save_label(image, str(folder.label(tmp_path, 5)), "final", INFO)
+    folder.campaign.close()
+    moved = Folder(folder.root.rename(tmp_path / "elsewhere"), folder.case)
+    (moved.root / "labels" / "final" / f"{image}.nii.gz").unlink()
+    assert moved.open().restore_copies(moved.campaign.labels()) == 1
+    (moved.root / "labels" / "final" / f"{image}.nii.gz").unlink()
+    moved.archive.path(moved.campaign.labels()[0].path).unlink()
+    assert moved.open().restore_copies(moved.campaign.labels()) == 0

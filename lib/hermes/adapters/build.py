@@ -54,7 +54,7 @@ class Parts:
         annotator = annotator_of(params)
         offered = params.get("model_version")
         self.workspace.campaign.record_label(
-            image_id, "final", str(path), sha256, annotator, submission.annotated,
+            image_id, "final", self.workspace.archive.reference(path), sha256, annotator, submission.annotated,
             offered if isinstance(offered, str) else None,
         )  # fmt: skip
         self.workspace.campaign.release(image_id)

@@ -20,7 +20,7 @@ from hermes.adapters.errors import answers_errors
 from hermes.adapters.images import LONGEST_SHOWN
 from hermes.adapters.requests import check_json
 from hermes.campaign.records import LabelRecord
-from hermes.errors import BadImageError, BadRequestError, ConflictError, NotFoundError
+from hermes.errors import BadImageError, BadLabelError, BadRequestError, ConflictError, NotFoundError
 from hermes.publish import write_atomically
 from hermes.records import Volume
 from hermes.submission import LabelArchive, Submission, read_submission
@@ -205,8 +205,12 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         """
         restored = 0
         for label in latest:
-            archived = Path(label.path)
-            if label.image_id not in self._datastore.objects or not archived.is_file():
+            if label.image_id not in self._datastore.objects:
+                continue
+            try:
+                archived = self._archive.path(label.path)
+            except BadLabelError as error:
+                logger.error("A label of %s cannot be restored: %s", label.image_id, error)
                 continue
             copy = self.get_label_uri(label.image_id, DefaultLabelTag.FINAL.value)
             if copy and Path(copy).is_file() and _sha256(Path(copy)) == label.sha256:
