@@ -69,6 +69,12 @@ class Settings:
     train_patch_voxels: tuple[int, int, int] | None
     learning_rate: float | None
     training_threads: int | None
+    train_mode: str
+    replay: float
+    distil: float
+    holdout_share: float
+    gate_task_margin: float
+    gate_margin: float
     window_overlap: float
     inference_memory_gib: float
     score_images_per_round: int
@@ -253,6 +259,44 @@ SETTINGS: tuple[Setting, ...] = (
         "0",
         "CPU threads of the training process; 0: what torch takes.",
         _whole(1, 1024, zero_is_none=True),
+    ),
+    Setting(
+        "train_mode",
+        "full",
+        "What a round trains: full (all of the network), or priors (the rows of new structures and nothing else).",
+        _choice("full", "priors"),
+    ),
+    Setting(
+        "replay",
+        "1",
+        "How often cases of earlier rounds are drawn beside those with new labels, 0 to 100; 1: all cases alike, "
+        "0: new labels only.",
+        _number(0, 100),
+    ),
+    Setting(
+        "distil",
+        "0",
+        "Weight of the loss that keeps what the serving model says of structures not annotated in a case, 0 to 100.",
+        _number(0, 100),
+    ),
+    Setting(
+        "holdout_share",
+        "0.2",
+        "Part of the patients whose labels measure every candidate model and train none, 0 to 0.9; a patient is "
+        "assigned once, when the first image comes; 0: none.",
+        _number(0, 0.9),
+    ),
+    Setting(
+        "gate_task_margin",
+        "0.02",
+        "How much Dice a structure may lose on the hold-out before a candidate is refused, 0 to 1.",
+        _number(0, 1),
+    ),
+    Setting(
+        "gate_margin",
+        "0.005",
+        "How much mean Dice a candidate may lose on the hold-out before it is refused, 0 to 1.",
+        _number(0, 1),
     ),
     Setting(
         "window_overlap",

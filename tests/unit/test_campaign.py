@@ -66,15 +66,14 @@ def test_sync_adds_forgets_nothing_and_notices_what_comes_back(campaign: Campaig
 def test_images_are_described_and_quarantined(campaign: Campaign) -> None:
     campaign.sync_images(["a"])
     campaign.describe_image("a", content_hash="h")
-    campaign.describe_image("a", patient_key="p")
     campaign.quarantine("a", "not an image")
     (image,) = campaign.images()
-    assert (image.content_hash, image.patient_key, image.quarantined_reason) == ("h", "p", "not an image")
+    assert (image.content_hash, image.quarantined_reason) == ("h", "not an image")
     submit(campaign, "a")
     assert campaign.labels_since_last_training() == 0
     campaign.quarantine("a", None)
     assert campaign.labels_since_last_training() == 1
-    for call in (lambda: campaign.describe_image("x"), lambda: campaign.quarantine("x", "y")):
+    for call in (lambda: campaign.describe_image("x", content_hash="h"), lambda: campaign.quarantine("x", "y")):
         with pytest.raises(NotFoundError, match="'x'"):
             call()
 

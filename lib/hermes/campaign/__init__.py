@@ -1,6 +1,8 @@
 """What happened in a campaign so far, in a database that server and trainer share."""
 
 from hermes.campaign.campaign import Campaign
+from hermes.campaign.confirmed import NewStructure
+from hermes.campaign.holdout import HoldoutRule
 from hermes.campaign.records import (
     FINAL,
     WHOLE_IMAGE,
@@ -24,9 +26,11 @@ __all__ = [
     "Campaign",
     "Counts",
     "Event",
+    "HoldoutRule",
     "ImageRecord",
     "LabelRecord",
     "LeaseRecord",
+    "NewStructure",
     "RunRecord",
     "RunState",
     "Score",

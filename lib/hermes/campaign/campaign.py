@@ -19,7 +19,10 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 
 from hermes.campaign import rows, runs
+from hermes.campaign.confirmed import ConfirmedStructures
 from hermes.campaign.database import Database
+from hermes.campaign.holdout import HoldoutRule, enter_images, holdout_ids, patient_from_name, training_ids
+from hermes.campaign.holdout_scores import HoldoutScores
 from hermes.campaign.models import EventRow, ImageRow, LabelRow, LeaseRow, RunRow, ScoreRow, VersionRow
 from hermes.campaign.records import (
     FINAL,
@@ -45,14 +48,23 @@ class Campaign:
     Args:
         location: path of an SQLite file (made when absent), or a database URL.
         clock: seconds since 1970 (UTC).
+        holdout: how patients who are new to the campaign are assigned; none are held out where not given.
 
     Raises:
         ConflictError: the database is of a newer schema.
     """
 
-    def __init__(self, location: str | Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        location: str | Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        holdout: HoldoutRule | None = None,
+    ) -> None:
         self._database = Database(location)
-        self._clock = clock
+        self._clock, self._holdout = clock, holdout or HoldoutRule()
+        self.confirmed = ConfirmedStructures(self._database, clock)
+        self.holdout_scores = HoldoutScores(self._database)
 
     def __enter__(self) -> Campaign:
         return self
@@ -68,21 +80,32 @@ class Campaign:
 
     # ------------------------------------------------------------------ images
 
-    def sync_images(self, ids: Iterable[CaseId]) -> tuple[list[CaseId], list[CaseId]]:
+    def sync_images(
+        self, ids: Iterable[CaseId], patient_of: Callable[[CaseId], str | None] = patient_from_name
+    ) -> tuple[list[CaseId], list[CaseId]]:
         """Takes over the list of the datastore; the ids that are new (or back), and those that are gone.
 
-        An image that is gone keeps its labels and its history.
+        An image that is gone keeps its labels and its history. A new one is assigned to training or to the
+        hold-out, for ever.
+
+        Args:
+            ids: of all images that the datastore has.
+            patient_of: whose an image is, asked for new images only; ``None``: told by the image's name.
         """
         current = set(ids)
         with self._database.read() as session:  # mostly nothing has changed, and nobody has to wait
-            if rows.image_changes(session, current).none:
-                return [], []
+            changes = rows.image_changes(session, current)
+        if changes.none:
+            return [], []
+        # Asked outside of a transaction: the answer may come from a server far away.
+        asked = {*changes.new, *changes.incomplete} & current
+        patients = {name: patient_of(name) for name in asked}
         now = self._clock()
         with self._database.write() as session:
             changes = rows.image_changes(session, current)
-            # Another server may be adding the same images (not on SQLite, which is locked here).
-            new = [{"id": name, "first_seen_at": now} for name in changes.new]
-            rows.upsert(session, ImageRow, new, ["id"], [])
+            entering = (*changes.new, *changes.incomplete)
+            whose = {name: patients.get(name) or patient_from_name(name) for name in entering}
+            enter_images(session, whose, self._holdout, now=now)
             missing = [(name, now) for name in changes.gone] + [(name, None) for name in changes.back]
             if missing:
                 values = [{"id": name, "missing_since": since} for name, since in missing]
@@ -97,18 +120,24 @@ class Campaign:
             )
             return [rows.image_record(row) for row in found]
 
-    def describe_image(
-        self, image_id: CaseId, *, content_hash: str | None = None, patient_key: str | None = None
-    ) -> None:
-        """Notes the hash of the image's content and whose it is (a pseudonym); ``None`` leaves as is.
+    def holdout_ids(self) -> set[CaseId]:
+        """The held-out images: their labels measure candidates and train nothing."""
+        with self._database.read() as session:
+            return holdout_ids(session)
+
+    def training_ids(self) -> set[CaseId]:
+        """The images whose labels may be trained on."""
+        with self._database.read() as session:
+            return training_ids(session)
+
+    def describe_image(self, image_id: CaseId, *, content_hash: str) -> None:
+        """Notes the hash of the image's content.
 
         Raises:
             NotFoundError: the campaign has no such image.
         """
         with self._database.write() as session:
-            row = rows.known_image(session, image_id)
-            row.content_hash = content_hash or row.content_hash
-            row.patient_key = patient_key or row.patient_key
+            rows.known_image(session, image_id).content_hash = content_hash
 
     def quarantine(self, image_id: CaseId, reason: str | None) -> None:
         """Keeps an unusable image out of training and of what is offered; ``None`` lets it back in.
@@ -132,6 +161,7 @@ class Campaign:
         model_version: str | None = None,
         *,
         source: str = "annotator",
+        patient: str | None = None,
     ) -> LabelRecord:
         """The label as its next version; earlier versions stay.
 
@@ -144,6 +174,7 @@ class Campaign:
             annotated: per structure, whether it was drawn ("present") or looked for in vain ("absent").
             model_version: of the prediction that the annotator was offered, if any.
             source: how it came ("annotator", "import", ...).
+            patient: whose the image is, for one that is not known yet; None: told by its name.
 
         Raises:
             BadRequestError: ``annotated`` holds something else than "present" and "absent".
@@ -151,7 +182,8 @@ class Campaign:
         values = rows.annotated_values(annotated)
         now = self._clock()
         with self._database.write() as session:
-            rows.upsert(session, ImageRow, [{"id": image_id, "first_seen_at": now}], ["id"], [])
+            entering = {image_id: patient or patient_from_name(image_id)}
+            enter_images(session, entering, self._holdout, now=now)
             # PostgreSQL: two versions of one label are numbered one after the other. SQLite: locked already.
             session.scalar(select(ImageRow).where(ImageRow.id == image_id).with_for_update())
             of_image = (LabelRow.image_id == image_id, LabelRow.tag == tag)
@@ -239,22 +271,32 @@ class Campaign:
             row = runs.running_by_id(session, run_id)
             row.steps, row.heartbeat_at = steps, self._clock()
 
-    def finish_run(self, run_id: int, *, version: str | None = None, steps: int | None = None) -> RunRecord:
-        """The run, ended well: its labels are no longer new.
+    def finish_run(
+        self,
+        run_id: int,
+        *,
+        version: str | None = None,
+        steps: int | None = None,
+        reason: str | None = None,
+        report: Mapping[str, Any] | None = None,
+    ) -> RunRecord:
+        """The run, ended well: its labels are no longer new, whether its version was published or refused.
 
         Raises:
             NotFoundError: there is no such run.
             ConflictError: it has ended before.
         """
-        return self._end_run(run_id, runs.RunEnd(RunState.DONE, version=version, steps=steps))
+        return self._end_run(run_id, runs.RunEnd(RunState.DONE, reason, version, steps, report))
 
     def fail_run(self, run_id: int, reason: str) -> RunRecord:
         """The run, ended by an error: its labels stay new. Raises as `finish_run`."""
         return self._end_run(run_id, runs.RunEnd(RunState.FAILED, reason))
 
-    def stop_run(self, run_id: int, reason: str = "stopped on request") -> RunRecord:
+    def stop_run(
+        self, run_id: int, reason: str = "stopped on request", *, steps: int | None = None
+    ) -> RunRecord:
         """The run, ended on request: its labels stay new. Raises as `finish_run`."""
-        return self._end_run(run_id, runs.RunEnd(RunState.STOPPED, reason))
+        return self._end_run(run_id, runs.RunEnd(RunState.STOPPED, reason, steps=steps))
 
     def _end_run(self, run_id: int, how: runs.RunEnd) -> RunRecord:
         with self._database.write() as session:

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import Session
 
-from hermes.campaign.models import SCHEMA_VERSION, Base, SchemaRow
+from hermes.campaign import migrations
+from hermes.campaign.models import SCHEMA_VERSION, SchemaRow
 from hermes.errors import ConflictError
 
 BUSY_TIMEOUT_S = 30
@@ -65,8 +66,9 @@ class Database:
             has_schema = inspect(connection).has_table(SchemaRow.__tablename__)
             version = session.scalar(select(SchemaRow.version)) if has_schema else None
             if version is None:
-                Base.metadata.create_all(connection)
-                session.add(SchemaRow(version=SCHEMA_VERSION))
+                migrations.create(session)
+            elif migrations.OLDEST <= version < SCHEMA_VERSION:
+                migrations.migrate(session, version)
             elif version != SCHEMA_VERSION:
                 msg = (
                     f"Expected a campaign database of schema {SCHEMA_VERSION}, got schema {version}: "

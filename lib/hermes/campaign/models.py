@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import JSON, Float, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a table changes; a database of a newer schema is not opened."""
 
 
@@ -32,6 +32,26 @@ class ImageRow(Base):
     content_hash: Mapped[str | None] = mapped_column(String(128))
     patient_key: Mapped[str | None] = mapped_column(String(128))
     quarantined_reason: Mapped[str | None] = mapped_column(Text)
+    holdout: Mapped[bool | None]
+
+
+class InfoRow(Base):
+    """A note about the campaign itself."""
+
+    __tablename__ = "campaign_info"
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(Text)
+
+
+class StructureRow(Base):
+    """A structure that was added while the campaign ran; never changed or removed."""
+
+    __tablename__ = "structures"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)
+    like: Mapped[str | None] = mapped_column(String(255))
+    random: Mapped[bool]
+    added_at: Mapped[float]
 
 
 class LabelRow(Base):
@@ -77,6 +97,7 @@ class RunRow(Base):
     steps: Mapped[int]
     reason: Mapped[str | None] = mapped_column(Text)
     version: Mapped[str | None] = mapped_column(String(255))
+    report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
 
 
 class RunLabelRow(Base):
@@ -110,6 +131,16 @@ class ScoreRow(Base):
     structure: Mapped[str] = mapped_column(String(255), primary_key=True)
     value: Mapped[float] = mapped_column(Float)
     computed_at: Mapped[float]
+
+
+class HoldoutScoreRow(Base):
+    """What a version reached on a held-out label."""
+
+    __tablename__ = "holdout_scores"
+    version: Mapped[str] = mapped_column(String(255), primary_key=True)
+    conditions: Mapped[str] = mapped_column(String(64), primary_key=True)
+    label_id: Mapped[int] = mapped_column(ForeignKey("labels.id"), primary_key=True)
+    dice: Mapped[dict[str, float]] = mapped_column(JSON)
 
 
 class LeaseRow(Base):

@@ -42,7 +42,11 @@ class VersionState(str, Enum):
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image of the campaign. Times are seconds since 1970 (UTC), here and below."""
+    """An image of the campaign. Times are seconds since 1970 (UTC), here and below.
+
+    ``holdout``: whether its labels measure candidates and train nothing; ``None``: not assigned yet, which trains
+    nothing either.
+    """
 
     id: CaseId
     first_seen_at: float
@@ -50,6 +54,7 @@ class ImageRecord:
     content_hash: str | None
     patient_key: str | None
     quarantined_reason: str | None
+    holdout: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class LabelRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One training run; ``label_ids`` are the label versions that it looked at."""
+    """One training run; ``label_ids`` are the label versions that it looked at, ``report`` is what it found."""
 
     id: int
     state: RunState
@@ -84,6 +89,7 @@ class RunRecord:
     steps: int
     reason: str | None
     version: str | None
+    report: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

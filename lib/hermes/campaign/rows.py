@@ -19,25 +19,32 @@ from hermes.types import CaseId, StructureName
 
 @dataclass(frozen=True)
 class ImageChanges:
-    """How the datastore's list differs from the campaign's; each sorted."""
+    """How the datastore's list differs from the campaign's; each sorted.
+
+    ``incomplete``: known from an older version of Hermes, without patient or assignment.
+    """
 
     new: list[CaseId]
     gone: list[CaseId]
     back: list[CaseId]
+    incomplete: list[CaseId]
 
     @property
     def none(self) -> bool:
         """Whether the two lists are the same."""
-        return not (self.new or self.gone or self.back)
+        return not (self.new or self.gone or self.back or self.incomplete)
 
 
 def image_changes(session: Session, current: set[CaseId]) -> ImageChanges:
     """What has to change so that the campaign's images are ``current``."""
-    known = {name: since for name, since in session.execute(select(ImageRow.id, ImageRow.missing_since))}
+    columns = (ImageRow.id, ImageRow.missing_since, ImageRow.patient_key, ImageRow.holdout)
+    found = session.execute(select(*columns)).all()
+    known = {name: since for name, since, _, _ in found}
     return ImageChanges(
         new=sorted(current - known.keys()),
         gone=sorted(name for name, since in known.items() if name not in current and since is None),
         back=sorted(name for name, since in known.items() if name in current and since is not None),
+        incomplete=sorted(n for n, _, key, way in found if key is None or way is None),
     )
 
 
@@ -92,6 +99,7 @@ def image_record(row: ImageRow) -> ImageRecord:
         row.content_hash,
         row.patient_key,
         row.quarantined_reason,
+        row.holdout,
     )
 
 

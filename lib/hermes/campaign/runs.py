@@ -5,8 +5,9 @@ The functions take an open transaction; `Campaign` opens it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import exists, insert, select
 from sqlalchemy.exc import IntegrityError
@@ -25,12 +26,13 @@ PROCESS_DIED = "process died"
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How a run ends: its state, why, the version it made, and how many steps it took in all."""
+    """How a run ends: its state, why, the version it made, how many steps it took in all, and its report."""
 
     state: RunState
     reason: str | None = None
     version: str | None = None
     steps: int | None = None
+    report: Mapping[str, Any] | None = None
 
 
 def start(session: Session, label_ids: Iterable[int], *, pid: int, now: float) -> RunRow:
@@ -85,6 +87,7 @@ def end(session: Session, run_id: int, how: RunEnd, *, now: float) -> RunRow:
     row.reason = how.reason
     row.version = how.version
     row.steps = row.steps if how.steps is None else how.steps
+    row.report = row.report if how.report is None else dict(how.report)
     return row
 
 
@@ -143,6 +146,7 @@ def record(session: Session, row: RunRow) -> RunRecord:
         steps=row.steps,
         reason=row.reason,
         version=row.version,
+        report=row.report,
     )
 
 

@@ -1,0 +1,12 @@
+CREATE TABLE events ( id INTEGER NOT NULL, at DOUBLE NOT NULL, kind VARCHAR(64) NOT NULL, payload JSON NOT NULL, PRIMARY KEY (id) );
+CREATE INDEX ix_events_kind ON events (kind);
+CREATE TABLE images ( id VARCHAR(255) NOT NULL, first_seen_at DOUBLE NOT NULL, missing_since DOUBLE, content_hash VARCHAR(128), patient_key VARCHAR(128), quarantined_reason TEXT, PRIMARY KEY (id) );
+CREATE TABLE schema_info ( version INTEGER NOT NULL, PRIMARY KEY (version) );
+CREATE TABLE training_runs ( id INTEGER NOT NULL, state VARCHAR(16) NOT NULL, started_at DOUBLE NOT NULL, ended_at DOUBLE, heartbeat_at DOUBLE NOT NULL, host VARCHAR(255) NOT NULL, pid INTEGER NOT NULL, process_identity VARCHAR(128) NOT NULL, steps INTEGER NOT NULL, reason TEXT, version VARCHAR(255), PRIMARY KEY (id) );
+CREATE UNIQUE INDEX one_running_training ON training_runs (state) WHERE state = 'running';
+CREATE TABLE versions ( name VARCHAR(255) NOT NULL, parent VARCHAR(255), path TEXT NOT NULL, created_at DOUBLE NOT NULL, published_at DOUBLE, metrics JSON NOT NULL, state VARCHAR(16) NOT NULL, PRIMARY KEY (name) );
+CREATE TABLE labels ( id INTEGER NOT NULL, image_id VARCHAR(255) NOT NULL, tag VARCHAR(64) NOT NULL, number INTEGER NOT NULL, path TEXT NOT NULL, sha256 VARCHAR(64) NOT NULL, annotator VARCHAR(255) NOT NULL, submitted_at DOUBLE NOT NULL, model_version VARCHAR(255), source VARCHAR(64) NOT NULL, annotated JSON NOT NULL, withdrawn_at DOUBLE, PRIMARY KEY (id), UNIQUE (image_id, tag, number), FOREIGN KEY(image_id) REFERENCES images (id) );
+CREATE TABLE leases ( image_id VARCHAR(255) NOT NULL, annotator VARCHAR(255) NOT NULL, until DOUBLE NOT NULL, PRIMARY KEY (image_id), FOREIGN KEY(image_id) REFERENCES images (id) );
+CREATE TABLE scores ( method VARCHAR(64) NOT NULL, model_version VARCHAR(255) NOT NULL, image_id VARCHAR(255) NOT NULL, structure VARCHAR(255) NOT NULL, value FLOAT NOT NULL, computed_at DOUBLE NOT NULL, PRIMARY KEY (method, model_version, image_id, structure), FOREIGN KEY(image_id) REFERENCES images (id) );
+CREATE TABLE training_run_labels ( run_id INTEGER NOT NULL, label_id INTEGER NOT NULL, PRIMARY KEY (run_id, label_id), FOREIGN KEY(run_id) REFERENCES training_runs (id), FOREIGN KEY(label_id) REFERENCES labels (id) );
+CREATE INDEX ix_training_run_labels_label_id ON training_run_labels (label_id);
