@@ -42,7 +42,8 @@ def sampler(*cases: TrainingCase, seed: int = 0, augment: bool = True, **more: A
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True))
+    both = zip(vars(a).values(), vars(b).values(), strict=True)
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in both)
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
@@ -173,6 +174,8 @@ def test_only_boxes_are_read_from_the_image() -> None:
 
 def test_foreground_index_is_bounded_and_points_at_the_value() -> None:
     index = ForegroundIndex.of(case(), generator=np.random.default_rng(0), voxels_per_value=50)
-    assert {v: len(i) for v, i in index.voxels.items()} == {1: 50, 2: 50}
+    assert {v: len(i) for v, i in index.places.items()} == {1: 50, 2: 50}
     labels = np.asarray(case().labels)
-    assert all((labels[tuple(i.T)] == v).all() for v, i in index.voxels.items())
+    assert all((labels.ravel()[i] == v).all() for v, i in index.places.items())
+    generator = np.random.default_rng(1)
+    assert {int(labels[tuple(index.draw(generator))]) for _ in range(50)} == {1, 2}

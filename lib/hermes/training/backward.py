@@ -1,24 +1,36 @@
 """Loss and gradients of one batch.
 
 On a CPU each sample of a batch is worked on by a thread of its own: the convolutions of one small patch do not
-keep several cores busy, two patches side by side do (docs/BENCHMARKS.md). The gradients are the same sums.
+keep several cores busy, two patches side by side do (docs/BENCHMARKS.md). On a GPU the whole batch is computed at
+once, or in parts where it does not fit. The gradients are the same sums in every case: each part is divided by the
+counts of the whole batch.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
-from hermes.training.losses import MODALITY_LOSS_WEIGHT, modality_loss, segmentation_losses
+from hermes.errors import HermesError
+from hermes.training.distil import Teacher
+from hermes.training.losses import (
+    MODALITY_LOSS_WEIGHT,
+    distillation_loss,
+    modality_loss,
+    segmentation_losses,
+)
 from hermes.training.sampling import Batch
+
+logger = logging.getLogger(__name__)
 
 AUXILIARY_WEIGHT = 0.5  # beside 0.5 for the main output, arXiv 2306.02416
 
 Backward = Callable[..., float]
-"""``(net, batch, *, precision) -> loss``: leaves the gradients in the parameters' ``grad``."""
+"""``(net, batch, *, precision, teacher=None) -> loss``: adds to the ``grad`` of the trainable parameters."""
 
 
 def choose_backward(device: torch.device, batch_size: int) -> Backward:
@@ -26,14 +38,64 @@ def choose_backward(device: torch.device, batch_size: int) -> Backward:
     threads = torch.get_num_threads()
     if device.type == "cpu" and threads > 1 and batch_size > 1:
         return SampleThreads(min(threads, batch_size))
-    return backward_at_once
+    return WholeBatch()
 
 
-def backward_at_once(net: nn.Module, batch: Batch, *, precision: str) -> float:
+def backward_at_once(
+    net: nn.Module, batch: Batch, *, precision: str, teacher: Teacher | None = None
+) -> float:
     """Gradients of the whole batch in one pass."""
-    loss = batch_loss(net, batch, precision=precision)
+    loss = batch_loss(net, batch, precision=precision, teacher=teacher)
     loss.backward()  # type: ignore[no-untyped-call]
     return float(loss.detach())
+
+
+class WholeBatch:
+    """Gradients of a batch at once; in ever smaller parts after the device ran out of memory.
+
+    Expects parameters without gradients. The part that fitted is remembered for the steps to come.
+    """
+
+    def __init__(self) -> None:
+        self._most: int | None = None
+
+    def __call__(
+        self, net: nn.Module, batch: Batch, *, precision: str, teacher: Teacher | None = None
+    ) -> float:
+        """Compute the gradients of the batch; the loss.
+
+        Raises:
+            HermesError: not even one sample fits.
+        """
+        while True:
+            size = min(self._most or batch.image.shape[0], batch.image.shape[0])
+            loss = self._attempt(net, batch, size, precision, teacher)
+            if loss is not None:
+                return loss
+            if size == 1:
+                msg = (
+                    f"One patch of {tuple(batch.image.shape[2:])} voxels does not fit into the memory of the GPU. "
+                    "Set `train_patch_voxels` to smaller patches, or free the GPU."
+                )
+                raise HermesError(msg)
+            self._most = (size + 1) // 2
+            logger.warning("Out of GPU memory: going on with %d samples at a time", self._most)
+
+    @staticmethod
+    def _attempt(
+        net: nn.Module, batch: Batch, size: int, precision: str, teacher: Teacher | None
+    ) -> float | None:
+        """The loss, or None when memory ran out; then no gradient is left."""
+        try:
+            starts = range(0, batch.image.shape[0], size)
+            parts = (batch.part(start, start + size) for start in starts)
+            return sum(backward_at_once(net, part, precision=precision, teacher=teacher) for part in parts)
+        except torch.cuda.OutOfMemoryError:
+            net.zero_grad(set_to_none=True)
+        # After the except block, in which the failed pass would still hold its tensors.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
 
 class SampleThreads:
@@ -46,16 +108,14 @@ class SampleThreads:
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, "training", initializer=torch.set_num_threads, initargs=(1,))
 
-    def __call__(self, net: nn.Module, batch: Batch, *, precision: str) -> float:
+    def __call__(
+        self, net: nn.Module, batch: Batch, *, precision: str, teacher: Teacher | None = None
+    ) -> float:
         """Add the gradients of the batch to ``grad``; the loss."""
         parameters = [p for p in net.parameters() if p.requires_grad]
-        channels = max(1, int(batch.task_mask.sum()))
-        known = max(1, int(batch.modality_known.sum()))
 
         def work(part: Batch) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-            share = part.weights.shape[1] / channels
-            modality_share = float(part.modality_known.sum()) / known
-            loss = batch_loss(net, part, precision=precision, share=share, modality_share=modality_share)
+            loss = batch_loss(net, part, precision=precision, teacher=teacher)
             return loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True)
 
         done = list(self._pool.map(work, batch.split()))
@@ -67,28 +127,41 @@ class SampleThreads:
 
 
 def batch_loss(
-    net: nn.Module, batch: Batch, *, precision: str = "fp32", share: float = 1.0, modality_share: float = 1.0
+    net: nn.Module, batch: Batch, *, precision: str = "fp32", teacher: Teacher | None = None
 ) -> torch.Tensor:
-    """Dice + BCE (+ auxiliary output) + 0.01 modality loss of one batch, a scalar.
+    """Dice + BCE + distillation (+ auxiliary output) + 0.01 modality loss of a batch or a part, a scalar.
+
+    Every term is divided by the counts of the whole batch (``batch.norms``): the losses of the parts of a batch
+    add up to its loss.
 
     Args:
         net: the network.
         batch: patches with their masks.
         precision: ``bf16`` for autocast.
-        share: factor of the segmentation loss, for a part of a batch.
-        modality_share: factor of the modality loss, likewise.
+        teacher: answers the distilled channels; without one they do not count.
     """
+    if teacher is not None:
+        batch = teacher.fill(batch, precision=precision)
     bf16 = precision == "bf16"
     with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=bf16):
         out = net(
             batch.image, batch.task_rows, batch.modality_rows,
             task_mask=batch.task_mask, modality_known=batch.modality_known,
         )  # fmt: skip
-    dice, bce = segmentation_losses(out.logits.float(), batch.masks, batch.weights)
-    loss = dice + bce
+    loss = _task_losses(out.logits.float(), batch, teacher)
     if out.auxiliary_logits is not None:
-        aux_dice, aux_bce = segmentation_losses(out.auxiliary_logits.float(), batch.masks, batch.weights)
-        loss = (1 - AUXILIARY_WEIGHT) * loss + AUXILIARY_WEIGHT * (aux_dice + aux_bce)
+        auxiliary = _task_losses(out.auxiliary_logits.float(), batch, teacher)
+        loss = (1 - AUXILIARY_WEIGHT) * loss + AUXILIARY_WEIGHT * auxiliary
     modality = modality_loss(out.modality_logits.float(), batch.modality_rows, batch.modality_known)
-    total: torch.Tensor = share * loss + modality_share * MODALITY_LOSS_WEIGHT * modality
-    return total
+    share = int(batch.modality_known.sum()) / max(1, batch.norms.modalities)
+    return loss + share * MODALITY_LOSS_WEIGHT * modality
+
+
+def _task_losses(logits: Tensor, batch: Batch, teacher: Teacher | None) -> Tensor:
+    dice, bce = segmentation_losses(logits, batch.masks, batch.weights)
+    share = int(batch.weights.count_nonzero()) / max(1, batch.norms.annotated)
+    loss = share * (dice + bce)
+    if teacher is not None:
+        distilled = distillation_loss(logits, batch.masks, batch.distilled)
+        loss = loss + teacher.weight / max(1, batch.norms.distilled) * distilled
+    return loss

@@ -47,22 +47,34 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class ForegroundIndex:
-    """A bounded sample of the voxels of each label value: value -> (k, 3) int32 (z, y, x) indices."""
+    """A bounded sample of the voxels of each label value, a few kilobytes per case.
 
-    voxels: Mapping[int, NDArray[np.int32]]
+    Attributes:
+        shape: (D, H, W) of the label array.
+        places: value -> (k,) uint32 places in the flattened array.
+    """
+
+    shape: tuple[int, ...]
+    places: Mapping[int, NDArray[np.uint32]]
 
     @classmethod
     def of(
-        cls, case: TrainingCase, *, generator: np.random.Generator, voxels_per_value: int = 2000
+        cls, case: TrainingCase, *, generator: np.random.Generator, voxels_per_value: int = 500
     ) -> ForegroundIndex:
         """The index of ``case``; the label array is read once, a fixed number of voxels is kept."""
         labels = np.asarray(case.labels[:, :, :])
-        found: dict[int, NDArray[np.int32]] = {}
+        found: dict[int, NDArray[np.uint32]] = {}
         for value in sorted({v for v in case.annotated.values() if v is not None}):
             flat = np.flatnonzero(labels == value)
             if flat.size == 0:
                 continue
             if flat.size > voxels_per_value:
                 flat = generator.choice(flat, voxels_per_value, replace=False)
-            found[value] = np.stack(np.unravel_index(flat, labels.shape), axis=1).astype(np.int32)  # (k, 3)
-        return cls(found)
+            found[value] = flat.astype(np.uint32)
+        return cls(labels.shape, found)
+
+    def draw(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        """A voxel (z, y, x) of a random value, every value as often; there must be a foreground."""
+        values = sorted(self.places)
+        places = self.places[values[int(generator.integers(len(values)))]]
+        return np.array(np.unravel_index(int(places[int(generator.integers(len(places)))]), self.shape))

@@ -7,7 +7,7 @@ zero everywhere is left out of every average, and so gives its logits a gradient
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,6 +70,27 @@ def _dice_losses(x: Tensor, g: Tensor, w: Tensor) -> Tensor:
 def _bce_losses(x: Tensor, g: Tensor, w: Tensor) -> Tensor:
     bce = F.binary_cross_entropy_with_logits(x, g, reduction="none")
     return (w * bce).sum(dim=-1) / w.sum(dim=-1)
+
+
+def distillation_loss(
+    logits: Float[Tensor, "b n d h w"],
+    targets: Float[Tensor, "b n d h w"],
+    distilled: Bool[Tensor, "b n"],
+) -> Float[Tensor, ""]:
+    """How far the probabilities are from a teacher's: the sum over the distilled channels, 0 where they agree.
+
+    Per channel, with P = sigmoid(logits) and T = targets: the mean of BCE(P, T) - BCE(T, T), plus
+    1 - (2 sum P T + 1) / (sum P P + sum T T + 1), the Dice loss that is lowest at P = T and not at hard masks.
+    Other channels get a gradient of exactly zero.
+    """
+    x = logits.flatten(2)[distilled].float()  # (channels, voxels)
+    t = targets.flatten(2)[distilled].float()
+    p = torch.sigmoid(x)
+    # xlogy and not a BCE of T with itself: 0 log 0 is 0.
+    entropy = -(torch.xlogy(t, t) + torch.xlogy(1 - t, 1 - t))
+    bce = (F.binary_cross_entropy_with_logits(x, t, reduction="none") - entropy).mean(dim=-1)
+    overlap = (2 * (p * t).sum(dim=-1) + 1) / ((p * p).sum(dim=-1) + (t * t).sum(dim=-1) + 1)
+    return (bce + 1 - overlap).sum()
 
 
 def modality_loss(logits: Float[Tensor, "b classes"], rows: Tensor, known: Tensor) -> Float[Tensor, ""]:

@@ -7,7 +7,7 @@ drawn, and loader workers need no shared state.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,17 +25,34 @@ SUBSET_PROBABILITY = 0.25  # part of the samples for which only some annotated t
 
 
 @dataclass(frozen=True)
+class Norms:
+    """What the losses of a step are divided by; the parts of a batch carry those of the whole.
+
+    Attributes:
+        annotated: channels with a hard label.
+        distilled: channels with the teacher's target.
+        modalities: samples of known modality.
+    """
+
+    annotated: int
+    distilled: int
+    modalities: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """Patches of one step.
 
     Attributes:
         image: (B, 1, D, H, W) float32.
-        masks: (B, n, D, H, W) float32 in {0, 1}.
-        weights: (B, n) float32: 1 for an annotated task, 0 for padding.
+        masks: (B, n, D, H, W) float32 in [0, 1].
+        weights: (B, n) float32: 1 for an annotated task, 0 for padding and for what the teacher answers.
         task_rows: (B, n) int64; padded entries are 0 and switched off by ``task_mask``.
         task_mask: (B, n) bool, True where a task was asked.
+        distilled: (B, n) bool, True where the teacher gives the target; ``masks`` are 0 until it did.
         modality_rows: (B,) int64; 0 where unknown.
         modality_known: (B,) bool.
+        norms: of the whole batch of the step.
     """
 
     image: Tensor
@@ -43,39 +60,49 @@ class Batch:
     weights: Tensor
     task_rows: Tensor
     task_mask: Tensor
+    distilled: Tensor
     modality_rows: Tensor
     modality_known: Tensor
+    norms: Norms
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items()})
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in self._tensors().items()})
+
+    def pinned(self) -> Batch:
+        """The same batch in memory from which a GPU copies while others compute."""
+        return replace(self, **{k: v.pin_memory() for k, v in self._tensors().items()})
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Some samples, padded as in the whole."""
+        return replace(self, **{k: v[start:stop] for k, v in self._tensors().items()})
 
     def split(self) -> list[Batch]:
         """One batch per sample, without the padding that only a common width needed."""
         parts = []
         for b in range(self.image.shape[0]):
-            kept = self.task_mask[b]
-            parts.append(
-                Batch(
-                    image=self.image[b : b + 1],
-                    masks=self.masks[b : b + 1, kept],
-                    weights=self.weights[b : b + 1, kept],
-                    task_rows=self.task_rows[b : b + 1, kept],
-                    task_mask=self.task_mask[b : b + 1, kept],
-                    modality_rows=self.modality_rows[b : b + 1],
-                    modality_known=self.modality_known[b : b + 1],
-                )
-            )
+            one, kept = self.part(b, b + 1), self.task_mask[b]
+            wide = ("masks", "weights", "task_rows", "task_mask", "distilled")
+            parts.append(replace(one, **{name: getattr(one, name)[:, kept] for name in wide}))
         return parts
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
-class _Sample:
-    image: Tensor  # (d, h, w)
-    labels: Tensor  # (d, h, w)
-    rows: list[int]
-    values: list[int | None]
+class _Plan:
+    """All that is random about a sample, before any voxel is read; ``None`` as value: no voxel of that task."""
+
     case: TrainingCase
+    centre: NDArray[np.float64]
+    augmentation: Augmentation
+    hard: Mapping[int, int | None]  # row -> label value
+    soft: tuple[int, ...]  # rows that the teacher answers
+
+    @property
+    def rows(self) -> list[int]:
+        return sorted((*self.hard, *self.soft))
 
 
 class PatchSampler:
@@ -90,6 +117,8 @@ class PatchSampler:
         seed: int,
         augmentation: AugmentationRanges | None = None,
         dataset_weights: Mapping[str, float] | None = None,
+        distil_rows: Sequence[int] = (),
+        distil_most: int = 4,
     ) -> None:
         """Prepare the foreground index of every case.
 
@@ -100,6 +129,8 @@ class PatchSampler:
             seed: of all draws.
             augmentation: None: patches are cut and left as they are.
             dataset_weights: how often each dataset is drawn; 1 where nothing is said.
+            distil_rows: rows for which a teacher answers where a case has no annotation of them.
+            distil_most: so many of them per sample at most, drawn anew each time.
 
         Raises:
             NothingToTrainError: there is no case with an annotated task.
@@ -110,6 +141,7 @@ class PatchSampler:
             raise NothingToTrainError(msg)
         self._patch, self._batch_size, self._seed = patch, batch_size, seed
         self._ranges = augmentation
+        self._distil_rows, self._distil_most = tuple(distil_rows), distil_most
         self._index = [
             ForegroundIndex.of(c, generator=np.random.default_rng([seed, i]))
             for i, c in enumerate(self._cases)
@@ -118,36 +150,43 @@ class PatchSampler:
         weights = np.array([(dataset_weights or {}).get(d, 1.0) for d in self._datasets], dtype=np.float64)
         self._dataset_p = weights / weights.sum()
 
-    def batch(self, step: int) -> Batch:
-        """The batch of training step ``step`` (from 0)."""
-        samples = [
-            self._sample(np.random.default_rng([self._seed, 1, step, k])) for k in range(self._batch_size)
-        ]
-        return _collate(samples)
+    def batch(self, step: int, share: slice = slice(None)) -> Batch:
+        """The batch of training step ``step`` (from 0), or the samples of it that ``share`` selects."""
+        plans = [self._plan(step, place) for place in range(self._batch_size)]
+        return _collate(plans, plans[share], self._patch)
 
-    def _sample(self, generator: np.random.Generator) -> _Sample:
+    def _plan(self, step: int, place: int) -> _Plan:
+        generator = np.random.default_rng([self._seed, 1, step, place])
         dataset = self._datasets[int(generator.choice(len(self._datasets), p=self._dataset_p))]
         choices = [i for i, c in enumerate(self._cases) if c.dataset == dataset]
         number = int(generator.choice(choices))
         case = self._cases[number]
         centre = self._centre(case, self._index[number], generator)
         augmentation = draw(case.modality, generator, self._ranges) if self._ranges else NO_AUGMENTATION
-        image, labels = _cut(case, centre, augmentation, self._patch)
         rows = sorted(case.annotated)
         if len(rows) > 1 and generator.random() < SUBSET_PROBABILITY:
             kept = generator.choice(len(rows), int(generator.integers(1, len(rows))), replace=False)
             rows = [rows[i] for i in sorted(kept)]
-        return _Sample(image, labels, rows, [case.annotated[r] for r in rows], case)
+        return _Plan(
+            case, centre, augmentation, {r: case.annotated[r] for r in rows}, self._soft(case, step, place)
+        )
+
+    def _soft(self, case: TrainingCase, step: int, place: int) -> tuple[int, ...]:
+        """Rows of this sample for the teacher; a stream of its own, so that the others stay as they are."""
+        free = [row for row in self._distil_rows if row not in case.annotated]
+        if not free:
+            return ()
+        generator = np.random.default_rng([self._seed, 2, step, place])
+        drawn = generator.choice(free, min(self._distil_most, len(free)), replace=False)
+        return tuple(int(row) for row in drawn)
 
     def _centre(
         self, case: TrainingCase, index: ForegroundIndex, generator: np.random.Generator
     ) -> NDArray[np.float64]:
         """Patch centre (z, y, x), so that the patch lies inside the image as far as it fits."""
         shape, patch = np.array(case.image.shape), np.array(self._patch)
-        if index.voxels and generator.random() < FOREGROUND_PROBABILITY:
-            values = sorted(index.voxels)
-            voxels = index.voxels[values[int(generator.integers(len(values)))]]
-            centre = voxels[int(generator.integers(len(voxels)))] + generator.uniform(-0.25, 0.25, 3) * patch
+        if index.places and generator.random() < FOREGROUND_PROBABILITY:
+            centre = index.draw(generator) + generator.uniform(-0.25, 0.25, 3) * patch
         else:
             centre = generator.uniform(0, 1, 3) * shape
         room = (
@@ -186,24 +225,34 @@ def _cut(
     return shade(image, augmentation.shading), labels
 
 
-def _collate(samples: Sequence[_Sample]) -> Batch:
-    count, width = len(samples), max(len(s.rows) for s in samples)
-    shape = samples[0].image.shape
-    masks = torch.zeros(count, width, *shape)
+def _collate(plans: Sequence[_Plan], chosen: Sequence[_Plan], patch: tuple[int, int, int]) -> Batch:
+    """The chosen samples, as wide as the widest of all plans."""
+    count, width = len(chosen), max(len(plan.rows) for plan in plans)
+    images = torch.empty(count, 1, *patch)
+    masks = torch.zeros(count, width, *patch)
     task_rows = torch.zeros(count, width, dtype=torch.int64)
-    task_mask = torch.zeros(count, width, dtype=torch.bool)
-    for b, sample in enumerate(samples):
-        for k, (row, value) in enumerate(zip(sample.rows, sample.values, strict=True)):
+    task_mask, distilled = torch.zeros(2, count, width, dtype=torch.bool)
+    for b, plan in enumerate(chosen):
+        images[b, 0], labels = _cut(plan.case, plan.centre, plan.augmentation, patch)
+        for k, row in enumerate(plan.rows):
             task_rows[b, k], task_mask[b, k] = row, True
+            distilled[b, k] = row not in plan.hard
+            value = plan.hard.get(row)
             if value is not None:
-                masks[b, k] = sample.labels == value
-    modalities = [s.case.modality for s in samples]
+                masks[b, k] = labels == value
+    modalities = [plan.case.modality for plan in chosen]
     return Batch(
-        image=torch.stack([s.image for s in samples])[:, None],
+        image=images,
         masks=masks,
-        weights=task_mask.float(),
+        weights=(task_mask & ~distilled).float(),
         task_rows=task_rows,
         task_mask=task_mask,
+        distilled=distilled,
         modality_rows=torch.tensor([m.row if m is not None else 0 for m in modalities]),
         modality_known=torch.tensor([m is not None for m in modalities]),
+        norms=Norms(
+            annotated=sum(len(plan.hard) for plan in plans),
+            distilled=sum(len(plan.soft) for plan in plans),
+            modalities=sum(plan.case.modality is not None for plan in plans),
+        ),
     )

@@ -1,16 +1,15 @@
 """One training run: recipe in, averaged weights out.
 
 The loop is an ignite engine whose iteration is one optimiser step; the batch of a step depends on
-(seed, step) only, see ``sampling``.
+(seed, step) only, see ``sampling``. Stopped or killed, it goes on where it was, see ``resume``.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from pytorch_optimizer import Lamb
@@ -19,9 +18,16 @@ from torch import nn
 from hermes.errors import CancelledError
 from hermes.training.backward import batch_loss, choose_backward
 from hermes.training.cases import TrainingCase
+from hermes.training.distil import Teacher
 from hermes.training.ema import WeightAverage
+from hermes.training.loading import Loader
+from hermes.training.monitor import Monitor, Watch
 from hermes.training.recipe import Recipe, fit_patch
-from hermes.training.sampling import PatchSampler
+from hermes.training.report import StepReport, TrainingResult
+from hermes.training.resume import ResumePoint, TrainingState, discard, load_state, save_state
+from hermes.training.sampling import Batch, PatchSampler
+from hermes.training.team import Team
+from hermes.training.trainable import Trainable, trainable_parts
 
 with warnings.catch_warnings():
     # ignite imports parts of torch.distributed that use the deprecated torch.jit.script.
@@ -30,6 +36,7 @@ with warnings.catch_warnings():
 
 __all__ = [
     "Recipe",
+    "ResumePoint",
     "StepReport",
     "TrainingResult",
     "batch_loss",
@@ -38,26 +45,7 @@ __all__ = [
     "train",
 ]
 
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did; ``seconds`` since the start of the run."""
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """``net`` holds the averaged weights, on the CPU, in eval mode and trainable again."""
-
-    net: nn.Module
-    steps: int
-    losses: list[float]
-    seconds: float
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -69,8 +57,16 @@ def train(
     seed: int,
     on_step: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    resume: ResumePoint | None = None,
+    monitor: Monitor | None = None,
+    row_groups: Mapping[int, str] | None = None,
+    teacher: nn.Module | None = None,
+    teacher_rows: Sequence[int] = (),
 ) -> TrainingResult:
     """Train ``net`` in place on ``cases`` and return its averaged weights.
+
+    In a ``torch.distributed`` group every process calls this alike; each computes its samples of every batch,
+    and the first alone saves, reports and monitors.
 
     Args:
         net: the network to start from; its own weights are changed.
@@ -80,74 +76,209 @@ def train(
         seed: of the patch sampler; initial weights come with ``net``.
         on_step: called after every optimiser step.
         should_stop: asked before every step.
+        resume: where the state is kept; a run of the same key goes on from it.
+        monitor: is told losses, rates and pictures.
+        row_groups: row -> name of its curve in the monitor.
+        teacher: the serving model; answers ``teacher_rows`` where a case has no annotation of them, when
+            ``recipe.distil_weight`` is positive. Not changed.
+        teacher_rows: rows that the teacher has learned.
 
     Raises:
         NothingToTrainError: no case has an annotated task.
-        CancelledError: ``should_stop`` said so.
+        CancelledError: ``should_stop`` said so; the state was saved before.
+        BadRequestError: the recipe asks for what the network or the team of processes has not.
     """
-    run = _Run(net, cases, recipe, device, seed)
-    losses: list[float] = []
-    started = time.monotonic()
+    team = Team.current()
+    wanted = teacher is not None and recipe.distil_weight > 0 and len(teacher_rows) > 0
+    with trainable_parts(net.to(device), recipe) as parts:
+        sampler = _sampler(cases, recipe, seed, teacher_rows if wanted else ())
+        learned = Teacher(_frozen(teacher, device), recipe.distil_weight) if teacher and wanted else None
+        run = _Run(net, parts, recipe, device, team, sampler, learned)
+        course = _Course(run, resume, monitor, row_groups or {}, on_step)
+        return course.follow(should_stop)
 
-    def one_step(engine: Engine, _: Any) -> float:
-        step = engine.state.iteration - 1
-        if should_stop is not None and should_stop():
-            msg = f"Training was stopped on request after {step} of {recipe.steps} steps."
-            raise CancelledError(msg)
-        return run.step(step)
 
-    def report(engine: Engine) -> None:
-        losses.append(float(engine.state.output))
-        if on_step is not None:
-            step = engine.state.iteration
-            seconds = time.monotonic() - started
-            on_step(StepReport(step, recipe.steps, losses[-1], recipe.learning_rate_at(step - 1), seconds))
+def _sampler(
+    cases: Sequence[TrainingCase], recipe: Recipe, seed: int, distil_rows: Sequence[int]
+) -> PatchSampler:
+    return PatchSampler(
+        cases,
+        patch=recipe.patch,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        augmentation=recipe.augmentation if recipe.augment else None,
+        dataset_weights=recipe.dataset_weights,
+        distil_rows=distil_rows,
+        distil_most=recipe.distil_rows_per_sample,
+    )
 
-    engine = Engine(one_step)
-    engine.add_event_handler(Events.ITERATION_COMPLETED, report)
-    engine.run(range(recipe.steps), max_epochs=1)
-    return TrainingResult(run.averaged(), recipe.steps, losses, time.monotonic() - started)
+
+def _fast_layout(net: nn.Module, device: torch.device) -> nn.Module:
+    """On a CPU convolutions are fastest in this layout; the weights' own layout saves a copy per step."""
+    if device.type == "cpu":
+        net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack 3d
+    return net
+
+
+def _frozen(teacher: nn.Module, device: torch.device) -> nn.Module:
+    return _fast_layout(teacher.to(device).eval(), device)
 
 
 class _Run:
     """Network, average, optimiser and sampler of one run."""
 
     def __init__(
-        self, net: nn.Module, cases: Sequence[TrainingCase], recipe: Recipe, device: torch.device, seed: int
-    ) -> None:
-        self._recipe, self._device = recipe, device
-        self._sampler = PatchSampler(
-            cases,
-            patch=recipe.patch,
-            batch_size=recipe.batch_size,
-            seed=seed,
-            augmentation=recipe.augmentation if recipe.augment else None,
-            dataset_weights=recipe.dataset_weights,
-        )
-        self._net = net.to(device).train()
-        if device.type == "cpu":
-            # Convolutions on a CPU are fastest in this layout; the weights' own layout saves a copy per step.
-            net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack 3d
-        self._backward = choose_backward(device, recipe.batch_size)
+        self, net: nn.Module, parts: Trainable, recipe: Recipe, device: torch.device, team: Team,
+        sampler: PatchSampler, teacher: Teacher | None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.device, self.team, self.sampler, self.parts = recipe, device, team, sampler, parts
+        self.share = team.share(recipe.batch_size)
+        self.net = _fast_layout(net.train(), device)
+        team.same_start(net)
+        self._teacher = teacher
+        self._backward = choose_backward(device, len(range(recipe.batch_size)[self.share]))
         self._average = WeightAverage(net, decay=recipe.average_decay())
         self._optimiser = build_optimiser(net, recipe)
 
-    def step(self, number: int) -> float:
+    def step(self, number: int, batch: Batch) -> float:
         """The loss of optimiser step ``number`` (from 0)."""
         for group in self._optimiser.param_groups:
-            group["lr"] = self._recipe.learning_rate_at(number)
-        batch = self._sampler.batch(number).to(self._device)
+            group["lr"] = self.recipe.learning_rate_at(number)
         self._optimiser.zero_grad(set_to_none=True)
-        loss = self._backward(self._net, batch, precision=self._recipe.precision)
-        nn.utils.clip_grad_norm_(self._net.parameters(), self._recipe.max_gradient_norm)
+        loss = self._backward(self.net, batch, precision=self.recipe.precision, teacher=self._teacher)
+        self.team.sum_gradients(self.parts.parameters)
+        self.parts.mask_gradients()
+        nn.utils.clip_grad_norm_(self.parts.parameters, self.recipe.max_gradient_norm)
         self._optimiser.step()
-        self._average.update(self._net)
-        return loss
+        self._average.update(self.net)
+        return self.team.sum(loss, self.device)
+
+    def state(self, losses: list[float], seconds: float) -> TrainingState:
+        """All that the next step depends on."""
+        return TrainingState(
+            step=len(losses),
+            steps=self.recipe.steps,
+            seconds=seconds,
+            losses=losses,
+            net=self.net.state_dict(),
+            average=self._average.average.state_dict(),
+            updates=self._average.updates,
+            optimiser=self._optimiser.state_dict(),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go back to what ``state`` was taken of."""
+        self.net.load_state_dict(state.net)
+        self._average.average.load_state_dict(state.average)
+        self._average.updates = state.updates
+        self._optimiser.load_state_dict(dict(state.optimiser))
 
     def averaged(self) -> nn.Module:
         """The averaged network, in the default memory layout, ready to answer or to be trained further."""
         net = self._average.average.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return net.eval().requires_grad_(True)  # type: ignore[no-any-return]
+
+
+class _Course:
+    """The steps of a run, one after the other, with all that happens between them."""
+
+    def __init__(
+        self, run: _Run, resume: ResumePoint | None, monitor: Monitor | None, groups: Mapping[int, str],
+        on_step: Callable[[StepReport], None] | None,
+    ) -> None:  # fmt: skip
+        leads = run.team.leads
+        self._run, self._resume = run, resume
+        self._on_step = on_step if leads else None
+        self._watch = Watch(monitor, groups) if monitor is not None and leads else None
+        self._losses: list[float] = []
+        self._before_s = 0.0
+        if resume is not None:
+            self._restore(resume)
+        self._resumed_at = len(self._losses)
+        self._started = self._saved = time.monotonic()
+
+    def follow(self, should_stop: Callable[[], bool] | None) -> TrainingResult:
+        """All steps that are left."""
+        run = self._run
+        steps = range(self._resumed_at, run.recipe.steps)
+        loader = Loader(run.sampler, steps, device=run.device, share=run.share)
+
+        def one_step(_: Engine, number: int) -> float:
+            if run.team.any(should_stop is not None and should_stop(), run.device):
+                self._save()
+                msg = f"Training was stopped on request after {number} of {run.recipe.steps} steps."
+                raise CancelledError(msg)
+            batch = loader.next()
+            loss = run.step(number, batch)
+            self._losses.append(loss)
+            self._after(number, batch, loader.waited_s)
+            return loss
+
+        engine = Engine(one_step)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._save_in_time)
+        try:
+            if steps:
+                engine.run(steps, max_epochs=1)
+        finally:
+            loader.close()
+        return self._result(loader.waited_s)
+
+    def _after(self, number: int, batch: Batch, waited_s: float) -> None:
+        if self._on_step is None and self._watch is None:
+            return
+        recipe = self._run.recipe
+        report = StepReport(
+            number + 1, recipe.steps, self._losses[-1], recipe.learning_rate_at(number), self._seconds(),
+            self._idle_share(waited_s),
+        )  # fmt: skip
+        if self._on_step is not None:
+            self._on_step(report)
+        if self._watch is not None:
+            self._watch.after(report, self._run.net, batch, precision=recipe.precision)
+
+    def _result(self, waited_s: float) -> TrainingResult:
+        if self._resume is not None and self._run.team.leads:
+            if self._resume.keep:
+                self._save()
+            else:
+                discard(self._resume)
+        return TrainingResult(
+            net=self._run.averaged(),
+            steps=self._run.recipe.steps,
+            losses=self._losses,
+            seconds=self._seconds(),
+            idle_share=self._idle_share(waited_s),
+            trained_numbers=self._run.parts.count,
+            resumed_at=self._resumed_at,
+        )
+
+    def _restore(self, point: ResumePoint) -> None:
+        state = load_state(point, steps=self._run.recipe.steps)
+        if state is None:
+            return
+        self._run.restore(state)
+        self._losses, self._before_s = list(state.losses), state.seconds
+        logger.info("Going on with an interrupted training at step %d of %d", state.step, state.steps)
+
+    def _save_in_time(self, _: Engine) -> None:
+        if self._resume is not None and time.monotonic() - self._saved >= self._resume.every_s:
+            self._save()
+
+    def _save(self) -> None:
+        """A disk that is full costs the chance to resume, not the training."""
+        if self._resume is None or not self._run.team.leads:
+            return
+        try:
+            save_state(self._resume, self._run.state(self._losses, self._seconds()))
+        except OSError as error:
+            logger.warning("The state of the training could not be saved: %s", error.strerror)
+        self._saved = time.monotonic()
+
+    def _seconds(self) -> float:
+        return self._before_s + time.monotonic() - self._started
+
+    def _idle_share(self, waited_s: float) -> float:
+        return waited_s / max(time.monotonic() - self._started, 1e-9)
 
 
 def build_optimiser(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

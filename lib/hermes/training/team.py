@@ -1,0 +1,80 @@
+"""Several processes that train one network: each computes some samples of every batch.
+
+Gradients are summed, not averaged: every part of a batch is already divided by the counts of the whole batch, so
+the sum is the gradient that one process would have computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hermes.errors import BadRequestError
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those of the ``torch.distributed`` group; alone where there is no group."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Team:
+        """The team of the default process group."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process saves and reports."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> slice:
+        """The samples of each batch that this process computes.
+
+        Raises:
+            BadRequestError: there are fewer samples than processes.
+        """
+        if batch_size < self.size:
+            msg = f"Expected a batch of at least one sample for each of {self.size} processes, got {batch_size}."
+            raise BadRequestError(msg)
+        return slice(self.rank, None, self.size)
+
+    def same_start(self, net: nn.Module) -> None:
+        """Give every process the weights of the first."""
+        if self.size > 1:
+            for value in net.state_dict().values():
+                dist.broadcast(value, src=0)
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether any process says so."""
+        return flag if self.size == 1 else self.sum(float(flag), device) > 0
+
+    def sum(self, value: float, device: torch.device) -> float:
+        """The sum over the processes."""
+        if self.size == 1:
+            return value
+        total = torch.tensor([value], dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return float(total)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over the processes; what no process has a gradient of keeps none."""
+        if self.size == 1:
+            return
+        listed = list(parameters)
+        present = torch.tensor([p.grad is not None for p in listed], dtype=torch.float32)
+        present = present.to(listed[0].device)
+        dist.all_reduce(present)
+        reached = [p for p, count in zip(listed, present.tolist(), strict=True) if count]
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in reached]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for parameter, part in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
+            parameter.grad = part.view(parameter.shape).clone(memory_format=torch.preserve_format)
