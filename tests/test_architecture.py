@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"labels", "geometry"}),
     frozenset({"config", "records", "phantoms"}),
     frozenset({"transforms", "model", "device"}),
-    frozenset({"checkpoint", "cache", "published"}),
+    frozenset({"checkpoint", "cache", "published", "dicom"}),
     frozenset({"inference", "training", "scoring", "strategies", "campaign", "submission"}),
     frozenset({"publish"}),
     frozenset({"workspace"}),
@@ -41,6 +41,7 @@ NO_TORCH = {
     "types",
     "phantoms",
     "submission",
+    "dicom",
 }
 
 
