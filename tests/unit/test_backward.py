@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from hermes.errors import HermesError
 from hermes.model import NetworkConfig, UniversalNetwork, build_network
-from hermes.training.backward import SampleThreads, backward_at_once
+from hermes.training.backward import SampleThreads, WholeBatch, backward_at_once
 from hermes.training.cases import TrainingCase
 from hermes.training.sampling import Batch, PatchSampler
 from hermes.types import Modality
@@ -64,3 +65,41 @@ def test_split_takes_the_padding_away() -> None:
     assert all(bool(p.task_mask.all()) for p in parts)
     assert sum(p.task_mask.numel() for p in parts) == int(given.task_mask.sum())
     torch.testing.assert_close(torch.cat([p.image for p in parts]), given.image)
+
+
+class Small(torch.nn.Module):
+    """A network on a device whose memory holds ``fits`` samples."""
+
+    def __init__(self, fits: int) -> None:
+        super().__init__()
+        self.inner, self.fits, self.seen = net(), fits, list[int]()
+
+    def forward(self, image: torch.Tensor, *rows: torch.Tensor, **masks: torch.Tensor) -> object:
+        self.seen.append(image.shape[0])
+        out = self.inner(image, *rows, **masks)
+        if image.shape[0] > self.fits:
+            raise torch.cuda.OutOfMemoryError("simulated")
+        return out
+
+
+@pytest.mark.parametrize(("fits", "tried"), [(4, [4]), (2, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
+def test_out_of_memory_makes_parts_with_the_same_gradient(fits: int, tried: list[int]) -> None:
+    given = batch({0: 1}, {1: 2, 2: None})
+    whole, small, backward = net(), Small(fits), WholeBatch()
+    loss = backward_at_once(whole, given, precision="fp32")
+    assert backward(small, given, precision="fp32") == pytest.approx(loss, rel=1e-5)
+    assert small.seen == tried
+    one, other = gradients(whole), gradients(small.inner)
+    assert set(one) == set(other)
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=2e-6, msg=name)
+    small.seen.clear()
+    backward(small, given, precision="fp32")
+    assert small.seen == [fits] * (4 // fits)  # what did not fit is not tried again
+
+
+def test_a_patch_that_does_not_fit_alone_is_an_error() -> None:
+    small = Small(0)
+    with pytest.raises(HermesError, match="does not fit into the memory of the GPU"):
+        WholeBatch()(small, batch({0: 1}), precision="fp32")
+    assert not gradients(small.inner)
