@@ -8,12 +8,12 @@ narrower and stays a name of its own: to take it for the whole would be a silent
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code as DicomCode
+from pydicom.sr._snomed_dict import mapping as snomed  # Code's own == and hash disagree on old codes
 
 from hermes.labels.catalogue import (
     Code,
@@ -35,7 +35,11 @@ _NOTHING_SAID = re.compile(
 )
 """Labels that viewers make up."""
 
-_Key = tuple[DicomCode, tuple[DicomCode, ...], tuple[DicomCode, ...], tuple[DicomCode, ...]]
+_OLD_SNOMED = ("SRT", "SNM3", "99SDM")
+"""Designators of SNOMED-RT codes, which older writers use."""
+
+_Concept = tuple[str, str]  # scheme, value; SNOMED-RT translated to SNOMED CT
+_Key = tuple[_Concept, tuple[_Concept, ...], tuple[_Concept, ...], tuple[_Concept, ...]]
 
 
 def split_task(name: str) -> tuple[str, str]:
@@ -138,11 +142,11 @@ def _narrows(label: str, structure: Structure) -> bool:
 
 
 def _structure_coded(item: Any) -> Structure | None:
-    type_code = _first_code(item, "SegmentedPropertyTypeCodeSequence", "RTROIIdentificationCodeSequence")
-    if type_code is None:
+    kind = _type_item(item)
+    if kind is None:
         return None
-    code, within = type_code
-    modifiers = _codes(within, "SegmentedPropertyTypeModifierCodeSequence")
+    code = _concept_of(kind)
+    modifiers = _codes(kind, "SegmentedPropertyTypeModifierCodeSequence")
     regions = _codes(item, "AnatomicRegionSequence")
     parts = _codes(item, "PrimaryAnatomicStructureSequence")
     known = _by_code()
@@ -162,10 +166,10 @@ def _by_code() -> Mapping[_Key, Structure]:
     found: dict[_Key, Structure] = {}
     for entry in catalogue():
         identity = (
-            _dicom(entry.code),
-            () if entry.laterality is None else (_dicom(entry.laterality),),
-            () if entry.region is None else (_dicom(entry.region),),
-            tuple(_dicom(part) for part in entry.parts),
+            _concept(entry.code),
+            () if entry.laterality is None else (_concept(entry.laterality),),
+            () if entry.region is None else (_concept(entry.region),),
+            tuple(_concept(part) for part in entry.parts),
         )
         # Where a structure and a part of it share a code, the code means the whole.
         if identity not in found or entry.name in found[identity].within:
@@ -173,39 +177,36 @@ def _by_code() -> Mapping[_Key, Structure]:
     return found
 
 
-def _dicom(code: Code) -> DicomCode:
-    return DicomCode(code.value, code.scheme, code.meaning)
+def _concept(code: Code) -> _Concept:
+    return code.scheme, code.value
 
 
-def _first_code(item: Any, *keywords: str) -> tuple[DicomCode, Any] | None:
-    for keyword in keywords:
-        codes = _codes(item, keyword)
-        if codes:
-            return codes[0], item[keyword].value[0]
-    return None
+def _codes(item: Any, keyword: str) -> tuple[_Concept, ...]:
+    """The codes of a sequence; old SNOMED-RT ones as their SNOMED CT successors."""
+    return tuple(_concept_of(entry) for entry in item.get(keyword) or ())
 
 
-def _codes(item: Any, keyword: str) -> tuple[DicomCode, ...]:
-    """The codes of a sequence; old SNOMED-RT ones compare equal to their SNOMED CT successors."""
-    entries: Iterable[Any] = item.get(keyword) or ()
-    return tuple(
-        # SNM3 and 99SDM are older designators of SNOMED-RT codes.
-        DicomCode(
-            str(entry.get("CodeValue", "") or entry.get("LongCodeValue", "")),
-            "SRT"
-            if str(entry.get("CodingSchemeDesignator", "")) in ("SNM3", "99SDM")
-            else str(entry.get("CodingSchemeDesignator", "")),
-            str(entry.get("CodeMeaning", "")),
-        )
-        for entry in entries
-    )
+def _concept_of(entry: Any) -> _Concept:
+    value = str(entry.get("CodeValue", "") or entry.get("LongCodeValue", ""))
+    scheme = str(entry.get("CodingSchemeDesignator", ""))
+    if scheme in _OLD_SNOMED and value in snomed["SRT"]:
+        return "SCT", snomed["SRT"][value]
+    return scheme, value
 
 
-def _region_modifiers(item: Any) -> tuple[DicomCode, ...]:
+def _region_modifiers(item: Any) -> tuple[_Concept, ...]:
     regions = item.get("AnatomicRegionSequence") or ()
     return tuple(code for region in regions for code in _codes(region, "AnatomicRegionModifierSequence"))
 
 
+def _type_item(item: Any) -> Any | None:
+    """The item that says what a segment or region is."""
+    for keyword in ("SegmentedPropertyTypeCodeSequence", "RTROIIdentificationCodeSequence"):
+        if item.get(keyword):
+            return item.get(keyword)[0]
+    return None
+
+
 def _meaning(item: Any) -> str:
-    found = _first_code(item, "SegmentedPropertyTypeCodeSequence", "RTROIIdentificationCodeSequence")
-    return str(found[0].meaning) if found else ""
+    kind = _type_item(item)
+    return "" if kind is None else str(kind.get("CodeMeaning", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from pydicom.encaps import generate_pixel_data_frame
 
 from hermes.errors import BadLabelError
+
+_DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
+"""Deflated Image Frame Compression (2023), which pydicom 2 does not know."""
 
 FrameReader = Callable[[int], NDArray[Any]]
 """Index of a frame -> its stored values ``(rows, columns)``."""
@@ -26,6 +30,8 @@ def frame_reader(dataset: Any) -> FrameReader:
     bits, count = int(dataset.BitsAllocated), int(dataset.get("NumberOfFrames", 1) or 1)
     data: bytes = dataset.get("PixelData") or b""
     syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax == _DEFLATED_FRAMES:
+        return _deflated(list(generate_pixel_data_frame(data, count)), rows, columns, bits)
     if syntax.is_encapsulated:
         return _compressed(dataset, list(generate_pixel_data_frame(data, count)), bits)
     if len(data) * 8 < rows * columns * bits * count:
@@ -44,6 +50,16 @@ def _unpack(data: bytes, first_bit: int, count: int) -> NDArray[np.uint8]:
     length = (skip + count + 7) // 8
     part = np.frombuffer(data, np.uint8, length, start)
     return np.unpackbits(part, bitorder="little")[skip : skip + count]
+
+
+def _deflated(frames: list[bytes], rows: int, columns: int, bits: int) -> FrameReader:
+    def read(frame: int) -> NDArray[Any]:
+        data = zlib.decompress(frames[frame], wbits=-zlib.MAX_WBITS)
+        if bits == 1:
+            return _unpack(data, 0, rows * columns).reshape(rows, columns)
+        return np.frombuffer(data, f"<u{bits // 8}", rows * columns).reshape(rows, columns)
+
+    return read
 
 
 def _compressed(dataset: Any, frames: list[bytes], bits: int) -> FrameReader:

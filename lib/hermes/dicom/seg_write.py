@@ -276,8 +276,8 @@ def _plane_as_image(series: SourceSeries, frame: Frame, reference: Reference, ga
     ):
         setattr(image, keyword, functional(header, group, macro, keyword))
     thickness = functional(header, group, "PixelMeasuresSequence", "SliceThickness")
-    image.SliceThickness = thickness or gap
-    image.SpacingBetweenSlices = gap
+    image.SliceThickness = thickness or f"{gap:.9g}"
+    image.SpacingBetweenSlices = f"{gap:.9g}"  # a decimal string holds 16 characters
     return image
 
 

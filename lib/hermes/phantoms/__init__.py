@@ -10,6 +10,7 @@ from hermes.phantoms.cases import PhantomCase, make_case
 from hermes.phantoms.datasets import PhantomDataset, dataset, datasets
 from hermes.phantoms.dicom import write_dicom_series
 from hermes.phantoms.nifti import write_cine, write_image, write_labels, write_nifti
+from hermes.phantoms.series import make_series
 
 __all__ = [
     "PhantomCase",
@@ -17,6 +18,7 @@ __all__ = [
     "dataset",
     "datasets",
     "make_case",
+    "make_series",
     "write_cine",
     "write_dicom_series",
     "write_image",
