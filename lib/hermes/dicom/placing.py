@@ -8,7 +8,7 @@ image takes the nearest pixel of the nearest plane.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,15 @@ class Plane:
     gap_mm: float
     pixels: NDArray[np.bool_]
 
+    def cropped(self) -> Plane:
+        """The plane of the bounding box of the set pixels: a SEG may have thousands, mostly empty."""
+        rows, columns = np.flatnonzero(self.pixels.any(axis=1)), np.flatnonzero(self.pixels.any(axis=0))
+        if not rows.size:
+            return replace(self, pixels=self.pixels[:0, :0])
+        corner = np.array([columns[0], rows[0]]) * self.pixel_mm @ self.axes
+        box = self.pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+        return replace(self, position=self.position + corner, pixels=box)
+
 
 @dataclass(frozen=True, eq=False)
 class Placed:
@@ -55,38 +64,79 @@ class Placed:
     outside: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Voxels ``(d, h, w)`` bool, one plane thick, whose first lies at ``start`` (z, y, x) of the grid."""
+
+    start: NDArray[np.int64]
+    voxels: NDArray[np.bool_]
+
+    @property
+    def end(self) -> NDArray[np.int64]:
+        return self.start + self.voxels.shape
+
+    def within(self, shape: tuple[int, int, int]) -> _Block:
+        """The part of it in a grid of ``shape``."""
+        low = np.clip(-self.start, 0, self.voxels.shape)
+        high = np.clip(np.array(shape) - self.start, low, self.voxels.shape)
+        z, y, x = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
+        return _Block(self.start + low, self.voxels[z, y, x])
+
+
 def place(planes: Sequence[Plane], grid: Grid) -> Placed:
     """The planes of one segment on ``grid``."""
-    points: list[NDArray[np.int64]] = []
+    to_index = np.linalg.inv(grid.affine)
+    blocks: list[_Block] = []
+    outside = 0
     for plane in planes:
-        found = _indices(plane, grid)
-        if found is None:
+        block = _block(plane, to_index)
+        if block is None:
             return Placed(_resampled(planes, grid), exact=False, outside=0)
-        points.append(found)
-    everything = np.concatenate(points) if points else np.empty((0, 3), dtype=np.int64)
-    inside = ((everything >= 0) & (everything < np.array(grid.shape))).all(axis=1)
-    return Placed(_mask(everything[inside]), exact=True, outside=int(np.count_nonzero(~inside)))
+        inside = block.within(grid.shape)
+        outside += int(np.count_nonzero(block.voxels) - np.count_nonzero(inside.voxels))
+        if inside.voxels.any():
+            blocks.append(inside)
+    return Placed(_joined(blocks), exact=True, outside=outside)
 
 
-def _indices(plane: Plane, grid: Grid) -> NDArray[np.int64] | None:
-    """``(n, 3)`` grid indices (z, y, x) of the set pixels; None when they are not on voxels of the grid."""
+def _block(plane: Plane, to_index: NDArray[np.float64]) -> _Block | None:
+    """The set pixels of a plane as voxels of the grid; None when they are not on its voxels."""
     rows, columns = plane.pixels.shape
     along = plane.axes * np.array(plane.pixel_mm)[:, None]  # mm per pixel
     # One pixel at least, so that the direction of a single row or column is checked as well.
     ends = np.array([[0, 0], [max(columns - 1, 1), 0], [0, max(rows - 1, 1)]], dtype=np.float64)
-    corners = grid.to_index(plane.position + ends @ along)
-    nearest = np.rint(corners)
-    if np.abs(corners - nearest).max() > ON_VOXEL:
+    corners = (plane.position + ends @ along) @ to_index[:3, :3].T + to_index[:3, 3]
+    first = np.rint(corners[0]).astype(np.int64)
+    steps = (np.rint(corners[1:]) - first) / ends[[1, 2], [0, 1]][:, None]  # rows: one pixel along x, along y
+    if np.abs(corners - np.rint(corners)).max() > ON_VOXEL or not _are_axes(steps):
         return None
-    steps = (nearest[1:] - nearest[0]) / ends[[1, 2], [0, 1]][:, None]
-    if not (np.abs(steps).sum(axis=1) == 1).all() or not (np.abs(steps).max(axis=1) == 1).all():
-        return None
-    if (steps[0] * steps[1]).any():
-        return None
-    y, x = np.nonzero(plane.pixels)
-    xyz = nearest[0] + x[:, None] * steps[0] + y[:, None] * steps[1]
-    found: NDArray[np.int64] = np.rint(xyz[:, ::-1]).astype(np.int64)
-    return found
+    across, down = (int(np.argmax(np.abs(step))) for step in steps)
+    first += sum(
+        np.minimum(step, 0).astype(np.int64) * (size - 1)
+        for step, size in zip(steps, (columns, rows), strict=True)
+    )
+    turned = plane.pixels[:: int(steps[1][down]), :: int(steps[0][across]), None]
+    order = (down, across, 3 - down - across)  # index axis (x 0, y 1, z 2) of each axis of ``turned``
+    return _Block(first[::-1], turned.transpose([order.index(axis) for axis in (2, 1, 0)]))
+
+
+def _are_axes(steps: NDArray[np.float64]) -> bool:
+    """Whether the two rows are different axes, of length one."""
+    lengths = np.abs(steps)
+    return bool((lengths.sum(axis=1) == 1).all() and (lengths.max(axis=1) == 1).all()) and not bool(
+        (steps[0] * steps[1]).any()
+    )
+
+
+def _joined(blocks: Sequence[_Block]) -> Mask:
+    if not blocks:
+        return Mask((0, 0, 0), np.zeros((0, 0, 0), dtype=np.bool_))
+    low = np.min([block.start for block in blocks], axis=0)
+    voxels = np.zeros(np.max([block.end for block in blocks], axis=0) - low, dtype=np.bool_)
+    for block in blocks:
+        z, y, x = (slice(int(a), int(b)) for a, b in zip(block.start - low, block.end - low, strict=True))
+        voxels[z, y, x] |= block.voxels
+    return Mask((int(low[0]), int(low[1]), int(low[2])), voxels)
 
 
 def _mask(points: NDArray[np.int64]) -> Mask:
@@ -109,11 +159,7 @@ def _resampled(planes: Sequence[Plane], grid: Grid) -> Mask:
         indices = np.stack([x.ravel(), y.ravel(), np.full(x.size, z)], axis=-1)
         mm = grid.to_mm(indices)
         height = mm @ normal
-        nearest = (
-            np.abs(height[:, None] - heights[None, :]).argmin(axis=1)
-            if len(heights) < 4
-            else _nearest(heights, height)
-        )
+        nearest = _nearest(heights, height)
         for number in np.unique(nearest):
             plane = ordered[number]
             chosen = np.flatnonzero(
@@ -125,6 +171,8 @@ def _resampled(planes: Sequence[Plane], grid: Grid) -> Mask:
 
 
 def _nearest(sorted_values: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.intp]:
+    if len(sorted_values) == 1:
+        return np.zeros(len(values), dtype=np.intp)
     right = np.clip(np.searchsorted(sorted_values, values), 1, len(sorted_values) - 1)
     closer = values - sorted_values[right - 1] <= sorted_values[right] - values
     found: NDArray[np.intp] = right - closer
@@ -146,7 +194,7 @@ def _reach(
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
     """For each slice z of the grid that the planes may reach: the box (x, y) to look at."""
     corners = []
-    for plane in (planes[0], planes[-1]):
+    for plane in planes:
         rows, columns = plane.pixels.shape
         along = plane.axes * np.array(plane.pixel_mm)[:, None]
         ends = np.array([[x, y] for x in (-0.5, columns - 0.5) for y in (-0.5, rows - 0.5)]) @ along

@@ -214,7 +214,10 @@ def _planes(dataset: Any, target: Target) -> Iterator[tuple[int, Plane]]:
                     "Expected the segment number of every frame, got a frame without. Export the label again."
                 )
                 raise BadLabelError(msg)
-            yield int(numbers[0] if number is None else number), _plane(dataset, group, pixels, target)
+            yield (
+                int(numbers[0] if number is None else number),
+                _plane(dataset, group, pixels, target).cropped(),
+            )
 
 
 def _label_map_planes(
@@ -223,7 +226,7 @@ def _label_map_planes(
     background = int(dataset.get("PixelPaddingValue", 0) or 0)
     for value in np.unique(pixels):
         if int(value) != background:
-            yield int(value), _plane(dataset, group, pixels == value, target)
+            yield int(value), _plane(dataset, group, pixels == value, target).cropped()
 
 
 def _drawn(dataset: Any, read: FrameReader, frame: int) -> NDArray[np.bool_]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -102,7 +103,12 @@ def write_segmentation(
         BadImageError: the series cannot be used.
     """
     series = source if isinstance(source, SourceSeries) else SourceSeries.of(source)
-    names, pixels = _numbered(labels, grid or series.grid, series.grid)
+    drawn = (
+        _drawn_map(labels, series.grid)
+        if isinstance(labels, LabelMap)
+        else _drawn_masks(labels, grid or series.grid, series.grid)
+    )
+    names = drawn.names
     both = sorted(set(names) & set(absent))
     if both:
         msg = f"Expected absent structures to have no voxel, but {both} are drawn. Erase them or do not call them absent."
@@ -110,7 +116,7 @@ def write_segmentation(
     if not names and not absent:
         msg = "Expected a label with at least one voxel or one structure declared absent, got neither."
         raise BadLabelError(msg)
-    planes = np.flatnonzero(pixels.any(axis=tuple(range(1, pixels.ndim)))) if names else np.array([0])
+    planes = np.flatnonzero(drawn.present.any(axis=1)) if names else np.array([0])
     types = {
         name: algorithm_type if isinstance(algorithm_type, str) else algorithm_type.get(name, "MANUAL")
         for name in names or absent
@@ -121,12 +127,12 @@ def write_segmentation(
         for number, name in enumerate(names or absent, start=1)
     ]
     moment = created or datetime.now()
-    images = _planes_as_images(series, planes)
+    images = _planes_as_images(series, planes, len(segments))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd values in the image's own attributes, which are copied
         dataset = Segmentation(
             source_images=images,
-            pixel_array=_with_empty_segments(pixels[planes], len(segments)),
+            pixel_array=_presence(drawn.present[planes], len(segments)),
             segmentation_type="BINARY",
             segment_descriptions=segments,
             series_instance_uid=series_instance_uid or highdicom.UID(),
@@ -141,7 +147,8 @@ def write_segmentation(
             content_description=series_description[:64],
             series_description=series_description[:64],
         )
-    _refer(dataset, series, dict(zip(planes.tolist(), images, strict=True)))
+    behind = _refer(dataset, series, dict(zip(planes.tolist(), images, strict=True)))
+    _fill(dataset, drawn, series.frames[0].size, behind)
     _sign(dataset, moment, annotator, absent)
     return dataset
 
@@ -153,50 +160,95 @@ def tracking_of(series_uid: str, name: str) -> tuple[str, str]:
     return text, f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, text).int}"
 
 
-def _numbered(
-    labels: LabelMap | Mapping[str, NDArray[Any]], grid: Grid, target: Grid
-) -> tuple[list[str], NDArray[Any]]:
-    """The drawn names, and ``(D, H, W)`` of their numbers from 1, or ``(D, H, W, names)`` where they overlap."""
-    if isinstance(labels, LabelMap):
-        return _numbered_map(labels, target)
-    drawn: dict[str, NDArray[np.bool_]] = {}
-    for name, mask in labels.items():
-        if mask.shape != grid.shape:
-            msg = f"Expected masks of the grid's shape {grid.shape} (z, y, x), got {mask.shape}."
-            raise GeometryMismatchError(msg)
-        if mask.any():
-            drawn[name] = same_voxels(mask, grid, target) != 0
-    array = np.zeros(target.shape, dtype=np.uint8 if len(drawn) <= 255 else np.uint16)
-    for number, mask in enumerate(drawn.values(), start=1):
-        if array[mask].any():
-            return list(drawn), np.stack(list(drawn.values()), axis=-1)
-        array[mask] = number
-    return list(drawn), array
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """What is drawn, plane by plane: whole masks of many structures would not fit in memory.
+
+    Attributes:
+        names: of the segments, from number 1.
+        present: ``(planes, segments)`` bool: where a segment has a voxel.
+        frame: (segment from 0, plane) -> its mask ``(rows, columns)``.
+        overlap: whether a voxel belongs to two segments.
+    """
+
+    names: tuple[str, ...]
+    present: NDArray[np.bool_]
+    frame: Callable[[int, int], NDArray[np.bool_]]
+    overlap: bool
 
 
-def _numbered_map(label_map: LabelMap, target: Grid) -> tuple[list[str], NDArray[Any]]:
-    counts = np.bincount(label_map.array.reshape(-1))
-    values = [int(value) for value in np.flatnonzero(counts) if value]
+def _drawn_map(label_map: LabelMap, target: Grid) -> _Drawn:
+    array = same_voxels(label_map.array, label_map.grid, target)
+    size = int(array.max(initial=0)) + 1
+    counts = np.stack([np.bincount(plane.reshape(-1), minlength=size) for plane in array])
+    values = [int(value) for value in np.flatnonzero(counts.any(axis=0)) if value]
     unnamed = [value for value in values if value not in label_map.names]
     if unnamed:
         msg = f"Expected a name for every value of the label map, got none for {unnamed[:10]}. Name the segments."
         raise BadLabelError(msg)
-    names = [label_map.names[value] for value in values]
+    names = tuple(label_map.names[value] for value in values)
     if len(set(names)) != len(names):
         msg = (
             f"Expected each structure once, got {sorted(n for n in set(names) if names.count(n) > 1)} twice."
         )
         raise BadLabelError(msg)
-    table = np.zeros(len(counts), dtype=np.uint8 if len(values) <= 255 else np.uint16)
-    table[values] = np.arange(1, len(values) + 1)
-    return names, table[same_voxels(label_map.array, label_map.grid, target)]
+    return _Drawn(
+        names, counts[:, values] > 0, lambda segment, plane: array[plane] == values[segment], overlap=False
+    )
 
 
-def _with_empty_segments(pixels: NDArray[Any], segments: int) -> NDArray[Any]:
-    """One empty plane of ``segments`` masks where nothing is drawn; else ``pixels``."""
-    if pixels.any():
-        return pixels
-    return np.zeros((*pixels.shape[:3], segments), dtype=np.uint8)
+def _drawn_masks(masks: Mapping[str, NDArray[Any]], grid: Grid, target: Grid) -> _Drawn:
+    stacks: dict[str, NDArray[Any]] = {}
+    for name, mask in masks.items():
+        if mask.shape != grid.shape:
+            msg = f"Expected masks of the grid's shape {grid.shape} (z, y, x), got {mask.shape}."
+            raise GeometryMismatchError(msg)
+        if mask.any():
+            stacks[name] = same_voxels(mask, grid, target)
+    arrays = list(stacks.values())
+    present = np.array([[plane.any() for plane in array] for array in arrays], dtype=np.bool_)
+    overlap = any(
+        np.count_nonzero(sum((array[plane] != 0).astype(np.uint8) for array in arrays) > 1)
+        for plane in range(target.shape[0])
+    )
+    return _Drawn(
+        tuple(stacks),
+        present.T.reshape(target.shape[0], len(arrays)),
+        lambda segment, plane: arrays[segment][plane] != 0,
+        overlap=overlap,
+    )
+
+
+def _presence(present: NDArray[np.bool_], segments: int) -> NDArray[np.uint16]:
+    """``(planes, 1, segments)`` label map in which a segment has one pixel in each plane it is drawn in.
+
+    From this highdicom writes the frames that there are; their pixels are put in by :func:`_fill`, one frame
+    after the other: highdicom would hold all of them unpacked at once (gigabytes for a whole body).
+    """
+    if not present.size:
+        return np.zeros((1, 1, segments), dtype=np.uint16)
+    numbers: NDArray[np.uint16] = (present * np.arange(1, segments + 1)).astype(np.uint16)
+    return numbers[:, None, :]
+
+
+def _fill(dataset: Dataset, drawn: _Drawn, size: tuple[int, int], planes: Sequence[int]) -> None:
+    """Puts in the pixels of each frame; ``planes``: the plane that each frame lies on."""
+    dataset.Rows, dataset.Columns = size
+    dataset.SegmentsOverlap = "YES" if drawn.overlap else "NO"
+    numbers = [
+        int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        for group in dataset.PerFrameFunctionalGroupsSequence
+    ]
+    packed = bytearray()
+    rest = np.empty(0, dtype=np.bool_)
+    for number, plane in zip(numbers, planes, strict=True):
+        frame = drawn.frame(number - 1, plane) if drawn.names else np.zeros(size, dtype=np.bool_)
+        bits = np.concatenate([rest, frame.reshape(-1)])
+        whole = bits.size // 8 * 8  # a frame may end within a byte: the next one goes on there
+        packed += np.packbits(bits[:whole], bitorder="little").tobytes()
+        rest = bits[whole:]
+    packed += np.packbits(rest, bitorder="little").tobytes()
+    dataset.PixelData = bytes(packed) + b"\0" * (len(packed) % 2)
 
 
 def _describe(
@@ -247,13 +299,18 @@ def _code(code: Code) -> DicomCode:
     return DicomCode(code.value, code.scheme, code.meaning)
 
 
-def _planes_as_images(series: SourceSeries, planes: NDArray[np.intp]) -> list[Dataset]:
-    """Each plane as a classic image without pixels: one form for classic and multi-frame sources."""
+def _planes_as_images(series: SourceSeries, planes: NDArray[np.intp], columns: int) -> list[Dataset]:
+    """Each plane as a classic image of one row without pixels: one form for classic and multi-frame sources."""
     gap = float(abs(series.frames[0].normal @ series.grid.affine[:3, 2]))
-    return [_plane_as_image(series, series.frames[plane], series.references[plane], gap) for plane in planes]
+    return [
+        _plane_as_image(series, series.frames[plane], series.references[plane], gap, columns)
+        for plane in planes
+    ]
 
 
-def _plane_as_image(series: SourceSeries, frame: Frame, reference: Reference, gap: float) -> Dataset:
+def _plane_as_image(
+    series: SourceSeries, frame: Frame, reference: Reference, gap: float, columns: int
+) -> Dataset:
     header = series.headers[frame.source]
     groups = header.get("PerFrameFunctionalGroupsSequence")
     group = groups[frame.frame] if groups and frame.frame is not None else None
@@ -265,7 +322,7 @@ def _plane_as_image(series: SourceSeries, frame: Frame, reference: Reference, ga
             setattr(image, keyword, header.get(keyword))
     image.StudyInstanceUID, image.SeriesInstanceUID = header.StudyInstanceUID, header.SeriesInstanceUID
     image.SOPClassUID, image.SOPInstanceUID = reference.sop_class_uid, reference.sop_instance_uid
-    image.Modality, (image.Rows, image.Columns) = header.Modality, frame.size
+    image.Modality, (image.Rows, image.Columns) = header.Modality, (1, columns)
     image.FrameOfReferenceUID = (
         series.frame_of_reference or f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, series.series_uid).int}"
     )
@@ -281,12 +338,18 @@ def _plane_as_image(series: SourceSeries, frame: Frame, reference: Reference, ga
     return image
 
 
-def _refer(dataset: Dataset, series: SourceSeries, images: Mapping[int, Dataset]) -> None:
-    """Points at the source: all instances of the volume, and the very frame behind each frame of the SEG."""
+def _refer(dataset: Dataset, series: SourceSeries, images: Mapping[int, Dataset]) -> list[int]:
+    """Points at the source: all instances of the volume, and the very frame behind each frame of the SEG.
+
+    Returns:
+        For each frame of the SEG the plane of the grid that it lies on.
+    """
+    behind = []
     by_position = {tuple(map(float, item.ImagePositionPatient)): plane for plane, item in images.items()}
     for group in dataset.PerFrameFunctionalGroupsSequence:
         position = tuple(map(float, group.PlanePositionSequence[0].ImagePositionPatient))
-        reference = series.references[by_position[position]]
+        behind.append(by_position[position])
+        reference = series.references[behind[-1]]
         image = group.DerivationImageSequence[0].SourceImageSequence[0]
         image.ReferencedSOPClassUID = reference.sop_class_uid
         image.ReferencedSOPInstanceUID = reference.sop_instance_uid
@@ -298,6 +361,7 @@ def _refer(dataset: Dataset, series: SourceSeries, images: Mapping[int, Dataset]
     referred.SeriesInstanceUID = series.series_uid
     referred.ReferencedInstanceSequence = [_instance(sop, kind) for sop, kind in objects.items()]
     dataset.ReferencedSeriesSequence = [referred]
+    return behind
 
 
 def _instance(sop_instance_uid: str, sop_class_uid: str) -> Dataset:
