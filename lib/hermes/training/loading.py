@@ -21,19 +21,31 @@ class Loader:
     only, so the order in which they are made does not matter. On a CPU the same cores would do both, and drawing
     takes a few percent of a step: no workers.
 
+    Args:
+        sampler: draws.
+        steps: whose batches are asked for, in this order.
+        device: where they go.
+        share: of the samples of each batch.
+        workers: threads; None: as many as suit the device.
+
     Attributes:
         waited_s: seconds that the caller waited for batches.
     """
 
     def __init__(
-        self, sampler: PatchSampler, steps: range, *, device: torch.device, share: slice = slice(None)
+        self,
+        sampler: PatchSampler,
+        steps: range,
+        *,
+        device: torch.device,
+        share: slice = slice(None),
+        workers: int | None = None,
     ) -> None:
         self._sampler, self._device, self._share = sampler, device, share
         self._steps = iter(steps)
         self.waited_s = 0.0
-        gpu = device.type == "cuda"
-        self._pinned = gpu
-        self._workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 2) // 2)) if gpu else 0
+        self._pinned = device.type == "cuda"
+        self._workers = _workers_for(device) if workers is None else workers
         self._ahead: deque[Future[Batch]] = deque()
         self._pool = (
             ThreadPoolExecutor(self._workers, "loader", initializer=torch.set_num_threads, initargs=(1,))
@@ -71,3 +83,7 @@ class Loader:
     def _draw(self, step: int) -> Batch:
         batch = self._sampler.batch(step, self._share)
         return batch.pinned() if self._pinned else batch
+
+
+def _workers_for(device: torch.device) -> int:
+    return min(MOST_WORKERS, max(1, (os.cpu_count() or 2) // 2)) if device.type == "cuda" else 0
