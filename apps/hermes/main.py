@@ -22,9 +22,8 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.parts = build(app_dir, studies, conf)
-        labels = list(self.parts.workspace.bindings().structures)
         description = "One universal 3D segmentation model for labelling campaigns"
-        super().__init__(app_dir, studies, conf, "Hermes", description, hermes.__version__, labels)
+        super().__init__(app_dir, studies, conf, "Hermes", description, hermes.__version__, self.parts.labels)
         self._auto_update_scoring = False  # the supervisor scores; the stock way starts a process per request
 
     def init_datastore(self) -> Datastore:

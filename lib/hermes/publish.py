@@ -43,7 +43,8 @@ class VersionStore:
 
     def names(self) -> list[str]:
         """Names of all versions on disk, oldest first."""
-        return sorted(p.name for p in self.directory.iterdir() if _VERSION.fullmatch(p.name))
+        found = [m for p in self.directory.iterdir() if (m := _VERSION.fullmatch(p.name))]
+        return [m.string for m in sorted(found, key=lambda m: (int(m.group(1)), m.string))]
 
     def new_name(self, weights_sha256: str) -> str:
         """The next free name, ``v<number>-<first digits of the weights' hash>``."""
@@ -81,11 +82,15 @@ class VersionStore:
             raise CheckpointError(msg) from error
 
     def publish(self, name: str) -> None:
-        """Let version ``name`` answer from now on; going back to an older one is the same call.
+        """Let version ``name`` answer from now on; going back to an older one, or to the base, is the same call.
 
         Raises:
             NotFoundError: there is no such version.
         """
+        if name == self.base.name and name not in self.names():
+            (self.directory / _POINTER).unlink(missing_ok=True)
+            flush_folder(self.directory)
+            return
         self.path(name)
         write_atomically(self.directory / _POINTER, f"{name}\n")
 
@@ -99,8 +104,13 @@ def write_atomically(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     Path(name).replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Nothing; what was renamed or removed in the folder is on disk."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

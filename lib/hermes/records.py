@@ -59,6 +59,21 @@ class LabelMap:
 
 
 @dataclass(frozen=True)
+class NewStructure:
+    """A structure that a campaign is to label from now on.
+
+    Attributes:
+        name: as the campaign writes it.
+        like: name of the structure whose row its row begins as a copy of; None: nobody named one.
+        random: whether its row begins at random.
+    """
+
+    name: StructureName
+    like: StructureName | None = None
+    random: bool = False
+
+
+@dataclass(frozen=True)
 class StructureResult:
     """What a prediction says about one structure.
 

@@ -6,7 +6,7 @@ import logging
 import threading
 
 from hermes.checkpoint import load_checkpoint
-from hermes.device import choose_device, choose_precision
+from hermes.device import choose_device
 from hermes.inference.predictor import Predictor
 from hermes.workspace import Workspace
 
@@ -33,19 +33,10 @@ class ResidentModel:
         with self._lock:
             serving = self._workspace.versions.serving()
             if self._loaded is None or self._loaded[0] != serving.name:
-                settings = self._workspace.settings
                 net, manifest = load_checkpoint(serving.directory, self._device)
                 logger.info("Serving version %s on %s", serving.name, self._device)
-                predictor = Predictor(
-                    net,
-                    manifest,
-                    device=self._device,
-                    cache=self._workspace.cache,
-                    preparation=self._workspace.preparation(manifest),
-                    version=serving.name,
-                    overlap=settings.window_overlap,
-                    memory_bytes=int(settings.inference_memory_gib * 2**30),
-                    precision=choose_precision(settings.precision, self._device),
+                predictor = self._workspace.predictor(
+                    net, manifest, device=self._device, version=serving.name
                 )
                 self._loaded = (serving.name, predictor)
             return self._loaded[1]

@@ -18,8 +18,8 @@ import numpy as np
 from hermes.errors import BadLabelError, BadRequestError, GeometryMismatchError, UnknownStructureError
 from hermes.geometry import Grid
 from hermes.labels.catalogue import canonical_key
-from hermes.labels.names import did_you_mean, split_protocol
-from hermes.records import LabelMap
+from hermes.labels.names import check_new_name, did_you_mean, split_protocol
+from hermes.records import LabelMap, NewStructure
 from hermes.transforms.reading import read_label_map
 from hermes.transforms.writing import write_label_map
 
@@ -35,10 +35,12 @@ class Submission:
     Attributes:
         label_map: on the image's grid; values are the campaign's own numbers of the structures.
         annotated: structure -> ``"present"`` or ``"absent"``. What is not a key was not annotated.
+        new: structures that the request adds to the campaign's, of those that are annotated.
     """
 
     label_map: LabelMap
     annotated: Mapping[str, str]
+    new: tuple[NewStructure, ...] = ()
 
 
 def campaign_values(structures: Sequence[str]) -> dict[str, int]:
@@ -61,7 +63,7 @@ def match_structure(name: str, structures: Sequence[str]) -> str:
     problem = "is ambiguous" if found else "is not labelled in this campaign"
     msg = (
         f"Structure {name!r} {problem}. Expected one of: {', '.join(structures)}.{did_you_mean(name, structures)} "
-        "To add a structure, list it in the setting `structures` and restart."
+        f"To add it, confirm it in the request: params {{'new_structures': {{{name!r}: {{}}}}}}."
     )
     raise UnknownStructureError(msg)
 
@@ -76,15 +78,18 @@ def read_submission(
         params: ``label_info``: ``[{"name": ..., "idx": value}, ...]``, the name of every value in the file.
             ``absent``: names of structures that were looked for and are not there. A name in ``label_info``
             without a voxel is *not* taken as absent: viewers list every segment, drawn or not.
+            ``new_structures``: see `new_structures_in`; without it an unknown name is refused.
         image_grid: the grid of the image.
         structures: what the campaign labels.
 
     Raises:
         BadLabelError: unreadable, no voxel and nothing declared absent, or values without a name.
         GeometryMismatchError: not on the grid of the image.
-        UnknownStructureError: a name that the campaign does not label.
-        BadRequestError: ``label_info`` or ``absent`` is malformed.
+        UnknownStructureError: a name that the campaign does not label and that the request does not confirm.
+        BadRequestError: ``label_info``, ``absent`` or ``new_structures`` is malformed.
     """
+    new = new_structures_in(params, structures)
+    structures = (*structures, *(one.name for one in new))
     label = read_label_map(path)
     difference = image_grid.difference(label.grid)
     if difference is not None:
@@ -105,7 +110,38 @@ def read_submission(
         raise BadLabelError(msg)
     annotated = {name: PRESENT for name in present} | {name: ABSENT for name in absent}
     values = {value: name for name, value in campaign_values(structures).items() if name in annotated}
-    return Submission(LabelMap(array, image_grid, values), annotated)
+    used = tuple(one for one in new if one.name in annotated)
+    return Submission(LabelMap(array, image_grid, values), annotated, used)
+
+
+def new_structures_in(params: Mapping[str, Any], structures: Sequence[str]) -> tuple[NewStructure, ...]:
+    """The structures that a request confirms as new, in its order; those that the campaign has are left out.
+
+    ``new_structures`` is like ``{"my organ": {"like": "liver"}, "my lesion": {"like": null}, "other": {}}``:
+    with ``like`` the row of the new task begins as a copy of that structure's, with null at random, and
+    without it as a copy of the nearest the model knows.
+
+    Raises:
+        BadRequestError: malformed, or a name that cannot name a structure.
+    """
+    given = params.get("new_structures") or {}
+    example = "{'my organ': {'like': 'liver'}}"
+    if not isinstance(given, dict):
+        msg = f"Expected params.new_structures like {example}, got {type(given).__name__}."
+        raise BadRequestError(msg)
+    found: dict[str, NewStructure] = {}
+    for name, how in given.items():
+        like = how.get("like") if isinstance(how, dict) else how
+        if not isinstance(how, dict) or set(how) - {"like"} or not isinstance(like, str | None):
+            msg = f"Expected params.new_structures like {example}, got {how!r} for {name!r}."
+            raise BadRequestError(msg)
+        new = NewStructure(check_new_name(name), like, random="like" in how and like is None)
+        twins = [
+            s for s in (*structures, *found) if canonical_key(split_protocol(s)[0]) == canonical_key(name)
+        ]
+        if not twins:
+            found[new.name] = new
+    return tuple(found.values())
 
 
 def _names_in(params: Mapping[str, Any], key: str) -> list[str]:

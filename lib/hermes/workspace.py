@@ -8,24 +8,36 @@
       models/              versions and the pointer to the serving one
       cache/               prepared images
       training.json        how far the running (or last) training is
+      training.stop        is there while the running training is asked to stop
+      training.state       state of an interrupted training
+      logs/                TensorBoard and MLflow
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hermes.cache import VolumeCache
 from hermes.campaign.campaign import Campaign
+from hermes.campaign.holdout import HoldoutRule
+from hermes.campaign.records import VersionState
 from hermes.checkpoint import Manifest, read_manifest
 from hermes.config import Settings, campaign_directory
-from hermes.errors import BadRequestError
+from hermes.device import choose_precision
+from hermes.errors import BadRequestError, ConflictError
+from hermes.inference.predictor import Predictor
+from hermes.labels.catalogue import canonical_key
+from hermes.labels.names import split_protocol
 from hermes.labels.space import LabelSpace, bind_structures
 from hermes.publish import Serving, VersionStore, write_atomically
+from hermes.records import NewStructure
 from hermes.submission import LabelArchive
 from hermes.transforms.preparation import PreparationSpec
 
@@ -52,6 +64,30 @@ class Bindings:
         return tuple(self.rows)
 
 
+@dataclass(frozen=True)
+class VersionInfo:
+    """A version as `Workspace.list_versions` tells of it.
+
+    Attributes:
+        name: of its directory.
+        parent: that it was trained from.
+        state: ``base`` for the model that the campaign began with, else of `VersionState`; ``unrecorded`` for a
+            directory that the database does not know.
+        serving: whether it answers now.
+        created: ISO 8601 time in UTC, as its manifest has it.
+        cases: how many it was trained on.
+        metrics: what was measured; ``report`` is that of its round.
+    """
+
+    name: str
+    parent: str | None
+    state: str
+    serving: bool
+    created: str
+    cases: int
+    metrics: Mapping[str, Any]
+
+
 class Workspace:
     """Everything that belongs to one campaign."""
 
@@ -71,36 +107,60 @@ class Workspace:
         self.directory = campaign_directory(settings, studies)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.versions = VersionStore(self.directory / "models", base=settings.model or starter)
-        self.campaign = Campaign(self.directory / "campaign.sqlite")
+        rule = HoldoutRule(settings.holdout_share, settings.seed)
+        self.campaign = Campaign(self.directory / "campaign.sqlite", holdout=rule)
         self.cache = VolumeCache(self.directory / "cache")
         self.archive = LabelArchive(self.directory / "labels")
         self.progress = ProgressFile(self.directory / "training.json")
+        self.stop = StopRequest(self.directory / "training.stop")
+        self.training_state = self.directory / "training.state"
         self._lock = threading.Lock()
-        self._bound: tuple[str, Bindings] | None = None
+        self._bound: tuple[tuple[str, tuple[NewStructure, ...]], Bindings] | None = None
         self.bindings()
+
+    # -------------------------------------------------------------- structures
 
     def bindings(self) -> Bindings:
         """The campaign's structures in the rows of the version that answers now."""
-        serving = self.versions.serving()
+        serving, confirmed = self.versions.serving(), self.campaign.confirmed.all()
         with self._lock:
-            if self._bound is None or self._bound[0] != serving.name:
-                self._bound = (serving.name, self.bind(read_manifest(serving.directory)))
+            if self._bound is None or self._bound[0] != (serving.name, confirmed):
+                self._bound = ((serving.name, confirmed), self.bind(read_manifest(serving.directory)))
             return self._bound[1]
 
     def bind(self, manifest: Manifest) -> Bindings:
-        """The campaign's structures in the rows of a version.
+        """The campaign's structures in the rows of a version: those of the settings, then those added since.
 
         Raises:
             BadRequestError: more structures than a label map can hold, or two names for one task.
         """
-        names = self.settings.structures or manifest.label_space.structures()
-        space, bound = bind_structures(manifest.label_space, names, self.settings.modality)
-        if len(bound) > MOST_STRUCTURES:
-            msg = f"Expected at most {MOST_STRUCTURES} structures in a campaign, got {len(bound)}. Name fewer in `structures`."
-            raise BadRequestError(msg)
+        named = self.settings.structures or manifest.label_space.structures()
+        known = {canonical_key(split_protocol(name)[0]) for name in named}
+        added = [one.name for one in self.campaign.confirmed.all() if canonical_key(one.name) not in known]
+        space, bound = bind_structures(manifest.label_space, (*named, *added), self.settings.modality)
+        _require_room(len(bound))
         rows = dict(bound)
         learned = manifest.learned_rows
         return Bindings(space, rows, tuple(name for name, row in rows.items() if row in learned))
+
+    def add_structures(self, new: Sequence[NewStructure]) -> None:
+        """Let the campaign label further structures from now on.
+
+        Raises:
+            UnknownStructureError: ``like`` names a structure that neither the model nor the campaign knows.
+            BadRequestError: more structures than a label map can hold.
+        """
+        bindings = self.bindings()
+        for one in new:
+            if one.like is not None:
+                bindings.space.resolve(one.like)
+        _require_room(len(bindings.rows) + len(new))
+        self.campaign.confirmed.add(new)
+        for one in new:
+            begins = {"like": one.like} if one.like or one.random else {}
+            self.campaign.log_event("StructureAdded", {"structure": one.name, **begins})
+
+    # ---------------------------------------------------------------- versions
 
     def preparation(self, manifest: Manifest) -> PreparationSpec:
         """How images are prepared for a version: as it was trained, unless the settings give a spacing."""
@@ -109,10 +169,98 @@ class Workspace:
             return manifest.preparation
         return PreparationSpec.from_json({**manifest.preparation.to_json(), "spacing_mm": spacing})
 
+    def predictor(
+        self, net: torch.nn.Module, manifest: Manifest, *, device: torch.device, version: str
+    ) -> Predictor:
+        """A predictor for a network of this campaign, on ``device``, as the settings want it."""
+        settings = self.settings
+        return Predictor(
+            net,
+            manifest,
+            device=device,
+            cache=self.cache,
+            preparation=self.preparation(manifest),
+            version=version,
+            overlap=settings.window_overlap,
+            memory_bytes=int(settings.inference_memory_gib * 2**30),
+            precision=choose_precision(settings.precision, device),
+        )
+
     def serving(self) -> tuple[Serving, Manifest]:
         """The version that answers now, with its manifest."""
         serving = self.versions.serving()
         return serving, read_manifest(serving.directory)
+
+    def list_versions(self) -> list[VersionInfo]:
+        """The base and all versions, oldest first."""
+        states = {record.name: record.state.value for record in self.campaign.versions()}
+        serving, base = self.versions.serving().name, self.versions.base
+        places = {name: self.versions.path(name) for name in self.versions.names()}
+        found = []
+        for name, place in {base.name: base, **places}.items():
+            manifest = read_manifest(place)
+            state = states.get(name, "unrecorded") if name in places else "base"
+            parent = manifest.parent if name in places else None
+            found.append(
+                VersionInfo(
+                    name,
+                    parent,
+                    state,
+                    name == serving,
+                    manifest.created,
+                    len(manifest.trained_on),
+                    manifest.metrics,
+                )
+            )
+        return found
+
+    def publish(self, name: str, *, force: bool = False, kind: str = "ModelPublished") -> str:
+        """Let a version (or the base) answer from now on; the one that answered before.
+
+        Args:
+            name: of the version.
+            force: publish it though the gate refused it.
+            kind: of the event that is noted.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ConflictError: the gate refused it, and ``force`` is not given.
+        """
+        before = self.versions.serving().name
+        states = {record.name: record.state for record in self.campaign.versions()}
+        if states.get(name) is VersionState.REFUSED and not force:
+            msg = f"Version {name!r} was refused because it does worse on the hold-out. To publish it all the same, force it."
+            raise ConflictError(msg)
+        self.versions.publish(name)
+        if name in states:
+            self.campaign.set_version_state(name, VersionState.PUBLISHED)
+        self.campaign.log_event(kind, {"version": name, "before": before, "forced": force})
+        return before
+
+    def rollback(self, to: str | None = None, *, force: bool = False) -> str:
+        """Let an earlier version answer again; its name. The next round trains from it.
+
+        Args:
+            to: its name; None: the parent of the version that answers now.
+            force: also where it was refused.
+
+        Raises:
+            NotFoundError: there is no such version, or not any more.
+            ConflictError: the base answers, which has no parent; or the version was refused.
+        """
+        serving, manifest = self.serving()
+        if to is None and serving.directory == self.versions.base:
+            msg = f"Expected a version with a parent to go back from, {serving.name!r} is the model the campaign began with."
+            raise ConflictError(msg)
+        target = to or manifest.parent or self.versions.base.name
+        self.publish(target, force=force, kind="RolledBack")
+        return target
+
+
+def _require_room(structures: int) -> None:
+    if structures > MOST_STRUCTURES:
+        msg = f"Expected at most {MOST_STRUCTURES} structures in a campaign, got {structures}. Name fewer in `structures`."
+        raise BadRequestError(msg)
 
 
 class ProgressFile:
@@ -132,3 +280,22 @@ class ProgressFile:
         except FileNotFoundError:
             return {}
         return state
+
+
+class StopRequest:
+    """A file by which one process asks another to stop training, keeping what it has."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def make(self) -> None:
+        """Ask."""
+        self.path.touch()
+
+    def made(self) -> bool:
+        """Whether somebody asks."""
+        return self.path.exists()
+
+    def clear(self) -> None:
+        """Take it back, or note that it was heard."""
+        self.path.unlink(missing_ok=True)

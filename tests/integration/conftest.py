@@ -120,7 +120,8 @@ def start(
         log = tmp_path_factory.mktemp("log") / "server.log"
         settings = {
             "structures": ",".join(STRUCTURES), "model": str(tiny_model), "labels_per_round": "0",
-            "train_steps_per_round": "2", "train_patch_voxels": "32,32,32", "score_images_per_round": "0", **conf,
+            "train_steps_per_round": "2", "train_patch_voxels": "32,32,32", "score_images_per_round": "0",
+            "holdout_share": "0", **conf,
         }  # fmt: skip
         with running_server(folder, settings, log) as address:
             yield Server(address, folder, phantoms, log)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from monailabel.interfaces.datastore import Datastore
 from hermes.adapters import training_guard
 from hermes.adapters.datastore import HermesLocalDatastore
 from hermes.adapters.infer import HermesInferTask, offered_groups
-from hermes.adapters.requests import annotator_of, steps_of
+from hermes.adapters.patients import Patients
+from hermes.adapters.requests import annotator_of, round_options
 from hermes.adapters.scoring import AgreementScoring, UncertaintyScoring
 from hermes.adapters.strategy import HermesStrategy
 from hermes.adapters.supervisor import Supervisor
@@ -26,6 +27,7 @@ from hermes.config import from_conf
 from hermes.errors import NotFoundError
 from hermes.pool import PoolScorer
 from hermes.queueing import Queue
+from hermes.records import NewStructure
 from hermes.resident import ResidentModel
 from hermes.rounds import require_labels
 from hermes.strategies import STRATEGIES, get_strategy
@@ -39,13 +41,20 @@ MODEL = "hermes"  # name of the infer task and of the trainer
 
 @dataclass
 class Parts:
-    """What one app consists of; the methods are what happens between its parts."""
+    """What one app consists of; the methods are what happens between its parts.
+
+    ``labels`` is the list of structures that MONAI Label shows; it grows when a request adds one.
+    """
 
     workspace: Workspace
     resident: ResidentModel
     scorer: PoolScorer
     queue: Queue
+    studies: str
+    labels: list[str]
     supervisor: Supervisor | None = None
+    _offered: dict[str, HermesInferTask] = field(default_factory=dict)
+    _store: Datastore | None = None
 
     def record_label(
         self, image_id: str, path: Path, sha256: str, submission: Submission, params: Mapping[str, Any]
@@ -55,31 +64,46 @@ class Parts:
         offered = params.get("model_version")
         self.workspace.campaign.record_label(
             image_id, "final", self.workspace.archive.reference(path), sha256, annotator, submission.annotated,
-            offered if isinstance(offered, str) else None,
+            offered if isinstance(offered, str) else None, patient=self.patient_of(image_id),
         )  # fmt: skip
         self.workspace.campaign.release(image_id)
+
+    def patient_of(self, image_id: str) -> str | None:
+        """Whose an image is, as far as the datastore knows."""
+        return None if self._store is None else Patients(self._store, self.studies)(image_id)
+
+    def add_structures(self, new: Sequence[NewStructure]) -> None:
+        """Label further structures from now on, and show them to viewers."""
+        self.workspace.add_structures(new)
+        self.labels[:] = self.workspace.bindings().structures
+        for task in self._offered.values():
+            task.refresh()
 
     def datastore(self, studies: str) -> Datastore:
         """The local datastore of ``studies`` with this campaign behind it."""
         store = HermesLocalDatastore(
             studies,
-            structures=self.workspace.bindings().structures,
+            structures=lambda: self.workspace.bindings().structures,
+            confirm=self.add_structures,
             archive=self.workspace.archive,
             record=self.record_label,
             withdraw=self.workspace.campaign.withdraw_label,
             auto_reload=monai_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=monai_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+        self._store = store
         store.restore_copies(self.workspace.campaign.labels())
         return store
 
     def infers(self) -> dict[str, Any]:
         """Infer tasks by name: the whole campaign first (viewers preselect it), then its body regions."""
-        groups = offered_groups(self.workspace.bindings().structures)
-        regions = {f"{MODEL}-{group.lower().replace(' ', '-')}": group for group in groups}
-        return {MODEL: HermesInferTask(self.workspace, self.resident)} | {
-            name: HermesInferTask(self.workspace, self.resident, group) for name, group in regions.items()
-        }
+        if not self._offered:
+            groups = offered_groups(self.workspace.bindings().structures)
+            regions = {f"{MODEL}-{group.lower().replace(' ', '-')}": group for group in groups}
+            self._offered = {MODEL: HermesInferTask(self.workspace, self.resident)} | {
+                name: HermesInferTask(self.workspace, self.resident, group) for name, group in regions.items()
+            }
+        return dict(self._offered)
 
     def trainers(self) -> dict[str, Any]:
         """Trainers by name."""
@@ -96,13 +120,22 @@ class Parts:
 
     def serve(self, datastore: Datastore, scoring_methods: Mapping[str, Any]) -> None:
         """Begin what only the server process does."""
+        self._store = datastore
+        Patients(datastore, self.studies).table()  # a table that cannot be read is said now
         training_guard.install(
-            lambda method, request: self._check(method, request, scoring_methods), self._note_stop
+            training_guard.Hooks(
+                check=lambda method, request: self._check(method, request, scoring_methods),
+                stop=self.workspace.stop,
+                killed=self._note_stop,
+                is_running=lambda: self.workspace.campaign.current_run() is not None,
+                stats=HermesTrainTask(self.workspace).stats,
+            )
         )
         self.supervisor = Supervisor(
             self.workspace,
             datastore,
             self.scorer,
+            patient_of=self.patient_of,
             start_training=_start_training,
             is_training=training_guard.is_training,
         )
@@ -137,14 +170,15 @@ class Parts:
             msg = f"Expected {key!r} to be one of {names}, got {str(request.get(key))[:100]!r}."
             raise NotFoundError(msg)
         if method == "train":
-            steps_of(request)
+            round_options(request, self.workspace.settings, self.workspace.bindings().structures)
             require_labels(self.workspace)
 
     def _note_stop(self) -> None:
         run = self.workspace.campaign.current_run()
         if run is not None:
-            self.workspace.progress.write(phase="stopped", reason="stopped on request")
-            self.workspace.campaign.stop_run(run.id)
+            reason = "stopped on request, by force"
+            self.workspace.progress.write(phase="stopped", run=run.id, step=run.steps, reason=reason)
+            self.workspace.campaign.stop_run(run.id, reason)
 
 
 def _start_training() -> None:
@@ -168,4 +202,5 @@ def build(app_dir: str, studies: str, conf: Mapping[str, str]) -> Parts:
         seed=settings.seed,
         serving_version=lambda: workspace.versions.serving().name,
     )
-    return Parts(workspace, resident, PoolScorer(workspace, resident), queue)
+    labels = list(workspace.bindings().structures)
+    return Parts(workspace, resident, PoolScorer(workspace, resident), queue, studies, labels)

@@ -22,7 +22,7 @@ from hermes.adapters.requests import check_json
 from hermes.campaign.records import LabelRecord
 from hermes.errors import BadImageError, BadLabelError, BadRequestError, ConflictError, NotFoundError
 from hermes.publish import write_atomically
-from hermes.records import Volume
+from hermes.records import NewStructure, Volume
 from hermes.submission import LabelArchive, Submission, read_submission
 from hermes.transforms.reading import read_label_map, read_volume
 from hermes.transforms.writing import write_label_map
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
 _SAFE_NAME = re.compile(r"[\w][\w.\- ]*")
-_RESERVED_PARAMS = frozenset({"label_info", "absent"})
+_RESERVED_PARAMS = frozenset({"label_info", "absent", "new_structures"})
 _KEPT_BY_THE_STORE = frozenset({"name", "path", "ts"})
 LONGEST_NAME = 200  # of an image or a tag; file systems end at 255 bytes with the suffix
 
@@ -48,7 +48,8 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         self,
         studies: str,
         *,
-        structures: tuple[str, ...],
+        structures: Callable[[], tuple[str, ...]],
+        confirm: Callable[[tuple[NewStructure, ...]], None],
         archive: LabelArchive,
         record: Callable[[str, Path, str, Submission, Mapping[str, Any]], None],
         withdraw: Callable[[str], object],
@@ -59,7 +60,8 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
 
         Args:
             studies: the folder.
-            structures: what the campaign labels.
+            structures: what the campaign labels now.
+            confirm: called with the structures that a request adds, before its label is stored.
             archive: where label versions go.
             record: called with (image id, archived file, its sha256, submission, params) once a label is
                 safely on disk.
@@ -67,7 +69,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             auto_reload: watch the folder for new images.
             read_only: do not look for new images at the start.
         """
-        self._structures, self._archive = structures, archive
+        self._structures, self._confirm, self._archive = structures, confirm, archive
         self._record, self._withdraw = record, withdraw
         self._saving = threading.Lock()
         super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
@@ -87,7 +89,9 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _save_submitted(self, image_id: str, file: Path, params: dict[str, Any]) -> str:
         image = self.image(image_id)
-        submission = read_submission(file, params, image_grid=image.grid, structures=self._structures)
+        submission = read_submission(file, params, image_grid=image.grid, structures=self._structures())
+        if submission.new:
+            self._confirm(submission.new)
         archived = self._archive.write(image_id, submission)
         self._record(image_id, archived, _sha256(archived), submission, params)
         kept = {k: v for k, v in params.items() if k not in _RESERVED_PARAMS}

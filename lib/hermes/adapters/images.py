@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,19 @@ from hermes.adapters.requests import uploaded_file
 from hermes.errors import BadRequestError, NotFoundError
 
 LONGEST_SHOWN = 100  # characters of a client's text in a message
+
+
+def paths_of(datastore: Datastore) -> Callable[[str], Path]:
+    """Image id -> its file, for images that may be gone meanwhile: those raise `NotFoundError`."""
+
+    def path(image_id: str) -> Path:
+        uri = datastore.get_image_uri(image_id)
+        if not uri:
+            msg = f"Expected image {image_id!r} in the datastore, it is not there any more."
+            raise NotFoundError(msg)
+        return Path(uri)
+
+    return path
 
 
 def resolve_image(

@@ -32,18 +32,26 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
 
     def __init__(self, workspace: Workspace, resident: ResidentModel, group: str | None = None) -> None:
         """Offer all structures of the campaign, or those of ``group``; any can be asked for by name."""
-        self._workspace, self._resident = workspace, resident
-        structures = workspace.bindings().structures
-        self._offered = structures if group is None else members(structures, group)
-        values = campaign_values(structures)
+        self._workspace, self._resident, self._group = workspace, resident, group
+        labels = self._offer()
         what = "any subset of the campaign's structures" if group is None else group
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels={name: values[name] for name in self._offered},
+            labels=labels,
             dimension=3,
             description=f"Universal 3D segmentation with context priors: {what}",
             config={"structures": "all", "modality": ["auto", *(m.value for m in Modality)]},
         )
+
+    def refresh(self) -> None:
+        """Offer what the campaign labels now: a structure may have been added."""
+        self.labels = self._offer()
+
+    def _offer(self) -> dict[str, int]:
+        structures = self._workspace.bindings().structures
+        self._offered = structures if self._group is None else members(structures, self._group)
+        values = campaign_values(structures)
+        return {name: values[name] for name in self._offered}
 
     def is_valid(self) -> bool:
         """Always: there is a model from the first start."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hermes.config import Settings
 from hermes.errors import BadRequestError
-from hermes.types import Modality
+from hermes.rounds import MODES, RoundOptions
+from hermes.submission import match_structure
+from hermes.types import Modality, StructureName
 
 _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+)*")
 _EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 _DTYPES = ("uint8", "uint16")
+LARGEST_WEIGHT = 100
 
 
 def parse_json_object(text: str, field: str) -> dict[str, Any]:
@@ -141,6 +146,57 @@ def uploaded_file(image: str, sessions_directory: str | None) -> Path | None:
 def annotator_of(params: Mapping[str, Any]) -> str:
     """Who sent a request: the user of the server's login, else the id that the client gives itself."""
     return str(params.get("user") or params.get("client_id") or "anonymous")
+
+
+def round_options(
+    request: Mapping[str, Any], settings: Settings, structures: Sequence[StructureName]
+) -> RoundOptions:
+    """What a train request chooses; the settings where it is silent.
+
+    Args:
+        request: ``train_steps``, ``mode``, ``replay``, ``distil`` and ``structures`` are read.
+        settings: of the campaign.
+        structures: that the campaign labels.
+
+    Raises:
+        BadRequestError: a value of the wrong type or out of its range.
+        UnknownStructureError: a structure that the campaign does not label.
+    """
+    default = RoundOptions.of(settings)
+    asked = _structures(request) or ()
+    return RoundOptions(
+        steps=steps_of(request) or default.steps,
+        mode=_mode(request, default.mode),
+        replay=_weight(request, "replay", default.replay),
+        distil=_weight(request, "distil", default.distil),
+        structures=tuple(match_structure(name, structures) for name in asked),
+    )
+
+
+def _mode(request: Mapping[str, Any], default: str) -> str:
+    value = request.get("mode")
+    if isinstance(value, list):  # the whole choice, as the trainer's config offers it and Slicer echoes it
+        value = value[0] if value else None
+    if value in (None, ""):
+        return default
+    if value not in MODES:
+        msg = f"Expected 'mode' to be one of {list(MODES)}, got {str(value)[:100]!r}."
+        raise BadRequestError(msg)
+    return str(value)
+
+
+def _weight(request: Mapping[str, Any], key: str, default: float) -> float:
+    value = request.get(key)
+    if value in (None, ""):
+        return default
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # that is the question
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= LARGEST_WEIGHT:
+        msg = f"Expected {key!r} to be a number from 0 to {LARGEST_WEIGHT}, got {str(value)[:100]!r}."
+        raise BadRequestError(msg)
+    return number
 
 
 def steps_of(request: Mapping[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from hermes.pool import PoolScorer
-from hermes.scoring.agreement import dice
+from hermes.scoring.agreement import agreement
 from hermes.transforms.reading import read_label_map
 
 
@@ -51,13 +52,11 @@ def _agreement(datastore: Datastore, image_id: str) -> dict[str, float]:
         for tag in (DefaultLabelTag.ORIGINAL, DefaultLabelTag.FINAL)
     )
     annotated = datastore.get_label_info(image_id, DefaultLabelTag.FINAL.value).get("label_info", [])
-    named = (
-        datastore.get_label_info(image_id, DefaultLabelTag.ORIGINAL.value)
-        .get("params", {})
-        .get("label_names", {})
+    info = datastore.get_label_info(image_id, DefaultLabelTag.ORIGINAL.value)
+    named = info.get("params", {}).get("label_names", {})
+    scores = agreement(
+        replace(offered, names={value: name for name, value in named.items()}),
+        replace(submitted, names={entry["idx"]: entry["name"] for entry in annotated}),
+        [entry["name"] for entry in annotated if entry["name"] in named],
     )
-    return {
-        entry["name"]: round(dice(offered.array == named[entry["name"]], submitted.array == entry["idx"]), 4)
-        for entry in annotated
-        if entry["name"] in named
-    }
+    return {name: round(score, 4) for name, score in scores.items()}

@@ -36,6 +36,7 @@ from monailabel.endpoints import (
 )
 from monailabel.interfaces.utils.app import app_instance
 
+from hermes.adapters import routes
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.requests import check_json, parse_json_object
 from hermes.errors import BadRequestError, NotFoundError
@@ -147,6 +148,8 @@ for _module in _BLOCKING:
     run_in_threads(_module.router)
 
 from monailabel.app import app  # noqa: E402  # the routers have to be repaired first
+
+app.include_router(routes.router)
 
 
 @app.exception_handler(Exception)  # type: ignore[untyped-decorator]

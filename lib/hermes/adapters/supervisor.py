@@ -1,4 +1,6 @@
-"""What the server does by itself: start training when a round is full, score the pool after a publication."""
+"""What the server does by itself: take over new images, start training when a round is full, prepare labelled
+cases ahead of it, score the pool after a publication.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,12 @@ from pathlib import Path
 
 from monailabel.interfaces.datastore import Datastore
 
+from hermes.adapters.images import paths_of
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.records import RunState
 from hermes.campaign.runs import PROCESS_DIED
 from hermes.pool import PoolScorer
+from hermes.rounds import Ahead
 from hermes.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -26,9 +30,11 @@ def training_due(campaign: Campaign, labels_per_round: int) -> bool:
     """Whether so many images have new labels that a round should begin.
 
     A round that failed, or that somebody stopped, is not tried again with the same labels: it takes as many
-    more. One whose process died with its server is.
+    more. One whose process died with its server is. Labels of held-out images count, but not alone.
     """
     if labels_per_round <= 0 or campaign.labels_since_last_training() < labels_per_round:
+        return False
+    if not campaign.labelled_ids() & campaign.training_ids():
         return False
     runs = campaign.runs()
     last = runs[-1] if runs else None
@@ -46,11 +52,14 @@ class Supervisor:
         datastore: Datastore,
         scorer: PoolScorer,
         *,
+        patient_of: Callable[[str], str | None],
         start_training: Callable[[], None],
         is_training: Callable[[], bool],
     ) -> None:
         self._workspace, self._datastore, self._scorer = workspace, datastore, scorer
+        self._patient_of = patient_of
         self._start_training, self._is_training = start_training, is_training
+        self._ahead = Ahead(workspace, paths_of(datastore))
         self._tried: frozenset[int] = frozenset()
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="hermes-supervisor", daemon=True)
@@ -84,8 +93,9 @@ class Supervisor:
     def look(self) -> None:
         """Do what is due now."""
         campaign = self._workspace.campaign
-        campaign.sync_images(self._datastore.list_images())
+        campaign.sync_images(self._datastore.list_images(), self._patient_of)
         if self._is_training() or campaign.current_run() is not None:
+            self._ahead.prepare(should_stop=self._ended.is_set)
             return
         if training_due(campaign, self._workspace.settings.labels_per_round):
             labels = frozenset(label.id for label in campaign.labels())
@@ -95,6 +105,7 @@ class Supervisor:
                 logger.info("A round is full: training starts")
                 self._start_training()
                 return
+        self._ahead.prepare(should_stop=self._ended.is_set)
         images = {i: Path(self._datastore.get_image_uri(i)) for i in self._datastore.get_unlabeled_images()}
         for _ in self._scorer.score(images, should_stop=self._wake.is_set):
             if self._wake.is_set():

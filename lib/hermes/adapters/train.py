@@ -5,74 +5,74 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 
-from hermes.adapters.requests import steps_of
+from hermes.adapters.images import paths_of
+from hermes.adapters.requests import round_options
 from hermes.adapters.training_guard import refuse_paths
-from hermes.errors import NotFoundError
-from hermes.rounds import end_with_parent, run_round
+from hermes.rounds import MODES, end_with_parent, run_round
 from hermes.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_UNDER_WAY = frozenset({"preparing", "training", "publishing"})
+_UNDER_WAY = frozenset({"preparing", "training", "evaluating", "publishing"})
 NICENESS = 5  # annotators' inferences come before training on a shared CPU
 
 
 class HermesTrainTask(TrainTask):  # type: ignore[misc]
-    """Trains on all submitted labels and publishes the result."""
+    """Trains on the submitted labels, and publishes the result unless it does worse on the hold-out."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         super().__init__("Continual fine-tuning of the serving model on all submitted labels")
 
     def config(self) -> dict[str, Any]:
-        """What a request may say."""
-        return {"train_steps": self._workspace.settings.train_steps_per_round or 0}
+        """What a request may say; viewers show a list as a choice and send one of it, or all of it, back."""
+        settings = self._workspace.settings
+        modes = sorted(MODES, key=lambda mode: mode != settings.train_mode)
+        return {
+            "train_steps": settings.train_steps_per_round or 0,
+            "mode": modes,
+            "replay": settings.replay,
+            "distil": settings.distil,
+            "structures": "",
+        }
 
     def stats(self) -> dict[str, Any]:
-        """How far the running or last training is; OHIF and Slicer read the first four."""
+        """How far the running or last training is; OHIF and Slicer read the first four.
+
+        ``report`` is that of the last round that came to its end: what the gate said, per structure before and
+        after, the labels that were left out, what the labels held.
+        """
         state = self._workspace.progress.read()
         if state.get("phase") in _UNDER_WAY and self._workspace.campaign.current_run() is None:
             # A round says how it ended before it ends its run: what is read now is the last word.
             state = self._workspace.progress.read()
             if state["phase"] in _UNDER_WAY:
                 state = {"phase": "failed", "reason": "the training process died"}
+        reports = [run.report for run in self._workspace.campaign.runs() if run.report]
+        last = {"report": reports[-1]} if reports else {}
         return {
             "epoch": state.get("step", 0),
             "total_epochs": state.get("steps", 0),
             "total_time": _clock_time(state.get("train_seconds", 0.0)),
             "best_metric": round(1 - state["loss"] / 2, 4) if "loss" in state else 0.0,
+            **last,
             **state,
             "serving_version": self._workspace.versions.serving().name,
             "new_labels": self._workspace.campaign.labels_since_last_training(),
         }
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Run one round; what it did."""
+        """Run one round; its report."""
         refuse_paths(request)
+        options = round_options(request, self._workspace.settings, self._workspace.bindings().structures)
         end_with_parent()
         os.nice(NICENESS)
-
-        def image_path(image_id: str) -> Path:
-            uri = datastore.get_image_uri(image_id)
-            if not uri:
-                msg = f"Expected image {image_id!r} in the datastore, it is not there any more."
-                raise NotFoundError(msg)
-            return Path(uri)
-
-        report = run_round(self._workspace, image_path, steps=steps_of(request))
-        return {
-            "version": report.version,
-            "cases": report.cases,
-            "steps": report.steps,
-            "train_seconds": round(report.train_seconds, 1),
-            "skipped": [{"image": s.image_id, "reason": s.reason} for s in report.skipped],
-        }
+        return run_round(self._workspace, paths_of(datastore), options=options).to_json()
 
 
 def _clock_time(seconds: float) -> str:

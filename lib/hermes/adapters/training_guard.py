@@ -8,29 +8,52 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import HTTPException
 from monailabel.endpoints import batch_infer, scoring, train
+from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import tasks
+from monailabel.utils.async_tasks.utils import processes, tasks
 
 from hermes.adapters.requests import check_json
 from hermes.errors import BadRequestError, HermesError
+from hermes.workspace import StopRequest
 
 logger = logging.getLogger(__name__)
 
-Check = Callable[[str, Mapping[str, Any]], None]
 _PATH_OPTIONS = ("name", "model_filename")
 _starting = threading.Lock()
+STOP_WAIT_S = 20.0
+"""How long a training that is asked to stop may take to save its state and end."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the server does around the tasks.
+
+    Attributes:
+        check: called with method and request before a process is started; raises to refuse.
+        stop: the campaign's stop request.
+        killed: called when a training had to be killed.
+        is_running: whether a round runs, in whatever process.
+        stats: how far the training is.
+    """
+
+    check: Callable[[str, Mapping[str, Any]], None]
+    stop: StopRequest
+    killed: Callable[[], None]
+    is_running: Callable[[], bool]
+    stats: Callable[[], dict[str, Any]]
 
 
 class GuardedTask(AsyncTask):  # type: ignore[misc]
     """`AsyncTask` that checks a train request first, and never lets two trainings exist."""
 
-    check: Check | None = None
-    on_stop: Callable[[], None] | None = None
+    hooks: Hooks | None = None
 
     @staticmethod
     def run(
@@ -46,8 +69,8 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
             check_json(asked, "params")
             if method == "train":
                 refuse_paths(asked)
-            if GuardedTask.check is not None:
-                GuardedTask.check(method, asked)
+            if GuardedTask.hooks is not None:
+                GuardedTask.hooks.check(method, asked)
         except HermesError as error:
             raise HTTPException(status_code=error.status, detail=str(error)) from error
         if method != "train":
@@ -55,14 +78,63 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
         with _starting:  # the stock check races with the start of the process
             if is_training():
                 return None, "A training is running. Wait for it, or stop it with DELETE /train/."
-            return AsyncTask.run(method, request, params, force_sync, False)  # type: ignore[no-any-return]
+            if GuardedTask.hooks is not None:
+                GuardedTask.hooks.stop.clear()  # one that nobody heard before the server went down
+            return _run_training(request, params, force_sync)
+
+    @staticmethod
+    def status(method: str, all: bool = False, check_if_running: bool = False) -> Any:  # MONAI Label's name
+        """The stock status; that of one training has how far it is in ``progress``."""
+        found, detail = AsyncTask.status(method, all, check_if_running)
+        if method == "train" and isinstance(found, dict) and GuardedTask.hooks is not None:
+            found = {**found, "progress": GuardedTask.hooks.stats()}
+        return found, detail
 
     @staticmethod
     def stop(method: str) -> Any:
-        """Stop the task; a training is noted as stopped first, so that nobody takes its end for a crash."""
-        if method == "train" and GuardedTask.on_stop is not None and is_training():
-            GuardedTask.on_stop()
-        return AsyncTask.stop(method)
+        """Stop the task. A training is asked first, so that it keeps what it has, and killed when it does not end."""
+        hooks = GuardedTask.hooks
+        if method != "train" or hooks is None:
+            return AsyncTask.stop(method)
+        if not is_training() and not hooks.is_running():
+            return {"status": "IDLE", "detail": "No training is running."}
+        hooks.stop.make()
+        try:
+            if _ended_within(STOP_WAIT_S, hooks):
+                return _noted_as_stopped("The training has ended; POST /train/ goes on where it was.")
+            hooks.killed()
+            AsyncTask.stop(method)
+            return _noted_as_stopped(
+                "The training did not answer and was killed; its last saved state is kept."
+            )
+        finally:
+            hooks.stop.clear()
+
+
+def _run_training(request: Any, params: Any, force_sync: bool) -> tuple[Any, str | None]:
+    try:
+        return AsyncTask.run("train", request, params, force_sync, False)  # type: ignore[no-any-return]
+    except HermesError as error:  # only in this process: another one's end is in its status
+        raise HTTPException(status_code=error.status, detail=str(error)) from error
+
+
+def _ended_within(seconds: float, hooks: Hooks) -> bool:
+    """Whether no training is there any more after at most so many seconds."""
+    deadline = time.monotonic() + seconds
+    while is_training() or processes("train") or hooks.is_running():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _noted_as_stopped(detail: str) -> dict[str, Any]:
+    """The last training's task as MONAI Label answers it, with the status of one that was stopped."""
+    known = tasks("train")
+    if not known:  # it ran inside a request
+        return {"status": "STOPPED", "detail": detail}
+    known[-1]["status"] = "STOPPED"
+    return {**known[-1], "detail": detail}
 
 
 def is_training() -> bool:
@@ -85,8 +157,27 @@ def refuse_paths(request: Mapping[str, Any]) -> None:
             raise BadRequestError(msg)
 
 
-def install(check: Check, on_stop: Callable[[], None]) -> None:
-    """Let MONAI Label's endpoints go through `GuardedTask` with these callbacks from now on."""
-    GuardedTask.check, GuardedTask.on_stop = staticmethod(check), staticmethod(on_stop)
+def install(hooks: Hooks) -> None:
+    """Let MONAI Label's endpoints go through `GuardedTask` with these hooks from now on."""
+    GuardedTask.hooks = hooks
     for endpoint in (train, scoring, batch_infer):
         endpoint.AsyncTask = GuardedTask
+    if train.run is not run_all_trainings:
+        run_all_trainings.stock = train.run
+        train.run = run_all_trainings
+
+
+class _AllTrainings:
+    """MONAI Label's ``train.run``, which hands each model its own part of the parameters, with the parts checked."""
+
+    stock: Callable[..., Any]
+
+    def __call__(self, params: dict[str, Any] | None = None, run_sync: bool | None = False) -> Any:
+        for model, part in (params or {}).items():
+            if model in app_instance().info()["trainers"] and not isinstance(part, dict):
+                msg = f"Expected the parameters of trainer {model!r} as a JSON object, got {type(part).__name__}."
+                raise HTTPException(status_code=BadRequestError.status, detail=msg)
+        return self.stock(params, run_sync)
+
+
+run_all_trainings = _AllTrainings()

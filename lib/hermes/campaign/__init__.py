@@ -1,7 +1,6 @@
 """What happened in a campaign so far, in a database that server and trainer share."""
 
 from hermes.campaign.campaign import Campaign
-from hermes.campaign.confirmed import NewStructure
 from hermes.campaign.holdout import HoldoutRule
 from hermes.campaign.records import (
     FINAL,
@@ -30,7 +29,6 @@ __all__ = [
     "ImageRecord",
     "LabelRecord",
     "LeaseRecord",
-    "NewStructure",
     "RunRecord",
     "RunState",
     "Score",

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from sqlalchemy import select
 
 from hermes.campaign.database import Database
 from hermes.campaign.models import StructureRow
-from hermes.types import StructureName
-
-
-@dataclass(frozen=True)
-class NewStructure:
-    """A structure that a campaign is to label from now on.
-
-    Attributes:
-        name: as the campaign writes it.
-        like: name of the structure that its row begins as a copy of; ``None``: nobody named one.
-        random: whether its row begins at random.
-    """
-
-    name: StructureName
-    like: StructureName | None = None
-    random: bool = False
+from hermes.records import NewStructure
 
 
 class ConfirmedStructures:

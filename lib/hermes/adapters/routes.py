@@ -1,0 +1,49 @@
+"""Hermes' own addresses beside MONAI Label's: versions of the model.
+
+Only the server of ``make serve`` has them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+
+from hermes.adapters.build import Parts
+from hermes.adapters.errors import answers_errors
+
+router = APIRouter(prefix="/hermes", tags=["Hermes"])
+_USER, _ADMIN = (
+    Depends(RBAC(role))
+    for role in (settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ADMIN)
+)
+
+
+def _parts() -> Parts:
+    parts: Parts = app_instance().parts
+    return parts
+
+
+@router.get(
+    "/versions", summary="All versions of the model, the base first, with the reports of their rounds"
+)
+def versions(user: User = _USER) -> list[dict[str, Any]]:
+    """The versions, oldest first."""
+    return [dataclasses.asdict(version) for version in answers_errors(_parts().workspace.list_versions)()]
+
+
+@router.post("/versions/{name}/publish", summary="Let a version answer; the next round trains from it")
+def publish(name: str, force: bool = False, user: User = _ADMIN) -> dict[str, str]:
+    """404 for an unknown version, 409 for a refused one unless it is forced."""
+    before = answers_errors(_parts().workspace.publish)(name, force=force)
+    return {"serving": name, "before": before}
+
+
+@router.post("/rollback", summary="Let the parent of the serving version answer again")
+def rollback(user: User = _ADMIN) -> dict[str, str]:
+    """409 where the model that the campaign began with answers."""
+    return {"serving": answers_errors(_parts().workspace.rollback)()}

@@ -1,0 +1,20 @@
+"""One training round of a campaign: from the labels in the database to a version that is published or refused."""
+
+from hermes.rounds.ahead import Ahead
+from hermes.rounds.options import MODES, RoundOptions
+from hermes.rounds.process import end_with_parent
+from hermes.rounds.recipe import choose_recipe
+from hermes.rounds.report import RoundReport, Skipped
+from hermes.rounds.round import require_labels, run_round
+
+__all__ = [
+    "MODES",
+    "Ahead",
+    "RoundOptions",
+    "RoundReport",
+    "Skipped",
+    "choose_recipe",
+    "end_with_parent",
+    "require_labels",
+    "run_round",
+]

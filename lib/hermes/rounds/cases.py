@@ -1,0 +1,142 @@
+"""From labels of the campaign to what training sees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hermes.campaign.records import Annotated, LabelRecord, RunState
+from hermes.checkpoint import Manifest
+from hermes.errors import BadImageError, BadLabelError, CancelledError, NotFoundError, NothingToTrainError
+from hermes.rounds.recipe import EARLIER, NEW
+from hermes.rounds.report import Skipped
+from hermes.submission import LabelArchive
+from hermes.training.cases import TrainingCase
+from hermes.types import CaseId
+from hermes.workspace import Bindings, Workspace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CaseReader:
+    """Prepares the cases of one version's label space; what was prepared before comes from the cache."""
+
+    workspace: Workspace
+    manifest: Manifest
+    bindings: Bindings
+    image_path: Callable[[CaseId], Path]
+
+    def read(self, label: LabelRecord, dataset: str = NEW) -> TrainingCase:
+        """The case of a label.
+
+        Raises:
+            BadImageError: the image cannot be read or used.
+            BadLabelError: the label cannot, or nothing in it belongs to the campaign any more.
+            NotFoundError: the image is gone.
+        """
+        spec = self.workspace.preparation(self.manifest)
+        image = self.image_path(label.image_id)
+        prepared = self.workspace.cache.prepared(
+            image, spec, modality=self.workspace.settings.modality, lazy=True
+        )
+        path = self.workspace.archive.path(label.path)
+        labels = self.workspace.cache.prepared_labels(path, prepared.record, lazy=True)
+        values = {name: value for value, name in LabelArchive.names_of(path).items()}
+        annotated: dict[int, int | None] = {}
+        for name, state in label.annotated.items():
+            if name not in self.bindings.rows:
+                continue  # labelled under settings that named more structures
+            annotated[self.bindings.rows[name]] = values[name] if state is Annotated.PRESENT else None
+        if not annotated:
+            msg = f"None of the annotated structures {sorted(label.annotated)} belongs to the campaign's settings now."
+            raise BadLabelError(msg)
+        return TrainingCase(
+            label.image_id, prepared.array, labels, annotated, prepared.record.modality, dataset
+        )
+
+    def read_all(
+        self,
+        labels: Sequence[LabelRecord],
+        *,
+        earlier: Collection[int] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[list[TrainingCase], list[Skipped]]:
+        """The cases that can be used, and the labels that cannot with the reason.
+
+        Args:
+            labels: to read.
+            earlier: ids of labels that an earlier round has seen.
+            should_stop: asked between cases.
+
+        Raises:
+            CancelledError: ``should_stop`` said so.
+        """
+        cases, skipped = [], []
+        for label in labels:
+            if should_stop():
+                msg = "Training was stopped on request while the labels were prepared."
+                raise CancelledError(msg)
+            try:
+                cases.append(self.read(label, EARLIER if label.id in earlier else NEW))
+            except (BadImageError, BadLabelError, NotFoundError) as error:
+                skipped.append(Skipped(label.image_id, str(error)))
+                logger.warning("Training leaves out %s: %s", label.image_id, error)
+        return cases, skipped
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """The latest labels of a campaign: for training, and of held-out images."""
+
+    training: tuple[LabelRecord, ...]
+    holdout: tuple[LabelRecord, ...]
+
+
+def sort_labels(workspace: Workspace) -> Sorted:
+    """The campaign's labels by what they are for; one of an image that is not assigned yet is in neither."""
+    labels = workspace.campaign.labels()
+    training, holdout = workspace.campaign.training_ids(), workspace.campaign.holdout_ids()
+    return Sorted(
+        tuple(label for label in labels if label.image_id in training),
+        tuple(label for label in labels if label.image_id in holdout),
+    )
+
+
+def seen_labels(workspace: Workspace) -> set[int]:
+    """Ids of the labels that a round which ended well has looked at."""
+    done = (run for run in workspace.campaign.runs() if run.state is RunState.DONE)
+    return {label_id for run in done for label_id in run.label_ids}
+
+
+def require_cases(cases: Sequence[TrainingCase], skipped: Sequence[Skipped]) -> None:
+    """Nothing, if there is a case.
+
+    Raises:
+        NothingToTrainError: there is none.
+    """
+    if not cases:
+        reasons = "; ".join(f"{s.image_id}: {s.reason}" for s in skipped[:5])
+        msg = f"Expected at least one usable label, all {len(skipped)} were left out: {reasons}"
+        raise NothingToTrainError(msg)
+
+
+def require_labels(workspace: Workspace) -> None:
+    """Nothing, if there is a label to train on.
+
+    Raises:
+        NothingToTrainError: there is none.
+    """
+    found = sort_labels(workspace)
+    if found.training:
+        return
+    if found.holdout:
+        msg = (
+            f"Expected at least one label to train on; all {len(found.holdout)} are of held-out images, which measure "
+            "the model and never train it. Label more images, or begin a campaign with holdout_share=0."
+        )
+    else:
+        msg = "Expected at least one submitted label to train on, there is none. Submit a label first."
+    raise NothingToTrainError(msg)

@@ -1,0 +1,35 @@
+"""What can be chosen for one round; the settings say what holds where a request is silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hermes.config import Settings
+from hermes.types import StructureName
+
+MODES = ("full", "priors")
+"""What a round trains: the whole network, or the rows of new structures and nothing else."""
+
+
+@dataclass(frozen=True)
+class RoundOptions:
+    """The choices of one round.
+
+    Attributes:
+        steps: optimiser steps; None: as many as suit device and labels.
+        mode: one of `MODES`.
+        replay: how often a case of an earlier round is drawn beside one with a new label; 1: all alike.
+        distil: weight of the loss that keeps what the serving model says where nobody annotated; 0: none.
+        structures: that the round is for: it is refused when one of them occurs in no case.
+    """
+
+    steps: int | None = None
+    mode: str = "full"
+    replay: float = 1.0
+    distil: float = 0.0
+    structures: tuple[StructureName, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> RoundOptions:
+        """What the settings say."""
+        return cls(settings.train_steps_per_round, settings.train_mode, settings.replay, settings.distil)

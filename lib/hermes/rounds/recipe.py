@@ -1,0 +1,58 @@
+"""How the numbers of a round follow from the settings, the device and the cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from hermes.config import Settings
+from hermes.device import choose_precision
+from hermes.training.cases import TrainingCase
+from hermes.training.trainer import Recipe, fit_patch
+
+NEW, EARLIER = "campaign", "earlier"
+"""Datasets of the sampler: cases with new labels, and those that an earlier round has seen."""
+
+
+def choose_recipe(
+    settings: Settings,
+    cases: Sequence[TrainingCase],
+    device: torch.device,
+    *,
+    steps: int | None,
+    window: tuple[int, int, int],
+    replay: float = 1.0,
+) -> Recipe:
+    """The recipe of arXiv 2306.02416, scaled to the device, the images and the number of cases.
+
+    Args:
+        settings: of the campaign; what they say goes.
+        cases: that will be trained on.
+        device: where.
+        steps: asked for; None: as many as the recipe thinks right.
+        window: of the version that training starts from; on a CPU patches are not larger.
+        replay: how often an earlier case is drawn beside a new one.
+    """
+    gpu = device.type == "cuda"
+    shapes = [case.image.shape for case in cases]
+    recipe = Recipe.for_gpu() if gpu else Recipe.for_cpu()
+    counts = {name: sum(case.dataset == name for case in cases) for name in (NEW, EARLIER)}
+    recipe = replace(
+        recipe,
+        batch_size=settings.train_batch_size,
+        patch=settings.train_patch_voxels or fit_patch(shapes, largest=128 if gpu else max(window)),
+        learning_rate=settings.learning_rate or recipe.learning_rate,
+        precision=choose_precision(settings.precision, device),
+        # The sampler draws a dataset first, so its weight is that of all its cases together.
+        dataset_weights={NEW: float(counts[NEW]), EARLIER: replay * counts[EARLIER]}
+        if counts[EARLIER]
+        else {},
+    )
+    return replace(recipe, steps=steps or recipe.steps_for(len(cases)))
+
+
+def window_of(patch: tuple[int, int, int], device: torch.device) -> tuple[int, int, int]:
+    """The inference window of a version that was trained on patches of this size."""
+    return (128, 128, 128) if device.type == "cuda" else patch

@@ -1,0 +1,337 @@
+"""One training round: labels in, a candidate out, and the gate's word on it.
+
+Runs in a process of its own. Only the database, the versions and the progress file are shared with the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+
+from hermes import __version__
+from hermes.campaign.records import VersionState
+from hermes.checkpoint import Manifest, load_checkpoint, save_checkpoint
+from hermes.device import choose_device
+from hermes.errors import BusyError, CancelledError, HermesError, NothingToTrainError
+from hermes.model import UniversalNetwork
+from hermes.publish import Serving
+from hermes.rounds.cases import CaseReader, require_cases, require_labels, seen_labels, sort_labels
+from hermes.rounds.gate import REFUSED, UNGATED, UNGATED_REASON, Verdict, judge
+from hermes.rounds.measuring import Holdout
+from hermes.rounds.options import RoundOptions
+from hermes.rounds.recipe import choose_recipe, window_of
+from hermes.rounds.report import RoundReport, Skipped
+from hermes.rounds.rows import add_rows
+from hermes.training.cases import TrainingCase
+from hermes.training.resume import ResumePoint, discard, fingerprint
+from hermes.training.trainer import Recipe, StepReport, TrainingResult, train
+from hermes.types import CaseId
+from hermes.workspace import Bindings, Workspace
+
+logger = logging.getLogger(__name__)
+
+ImagePath = Callable[[CaseId], Path]
+PROGRESS_EVERY_S = 1.0
+_LAST_LOSSES = 20  # of which the mean is called the final loss
+
+
+def run_round(
+    workspace: Workspace,
+    image_path: ImagePath,
+    *,
+    options: RoundOptions | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> RoundReport:
+    """Train on the campaign's labels, measure the result on the hold-out, and publish it unless it is worse.
+
+    A round that was interrupted goes on where it was, if nothing that it depends on has changed since.
+
+    Args:
+        workspace: the campaign.
+        image_path: id of an image -> its file.
+        options: what is chosen for this round; None: what the settings say.
+        should_stop: asked often; None: whether somebody made the workspace's stop request.
+
+    Raises:
+        NothingToTrainError: no usable label, or a requested structure that occurs in no case.
+        BusyError: another process trains this campaign.
+        CancelledError: asked to stop; what was trained is kept for the next round.
+    """
+    lock = filelock.FileLock(workspace.directory / "training.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        msg = "Another process trains this campaign. Wait for it, or stop it with DELETE /train/."
+        raise BusyError(msg) from error
+    try:
+        chosen = options or RoundOptions.of(workspace.settings)
+        return _Round(workspace, image_path, chosen, should_stop or workspace.stop.made).run()
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a round begins with: the version that answers, and the labels in the rows of its network."""
+
+    serving: Serving
+    manifest: Manifest
+    bindings: Bindings
+    net: UniversalNetwork
+    new_rows: tuple[int, ...]
+    cases: list[TrainingCase]
+    skipped: list[Skipped]
+
+
+class _Round:
+    """The state of one run, so that the steps of `run` read as a list."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        image_path: ImagePath,
+        options: RoundOptions,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._workspace, self._image_path, self._should_stop = workspace, image_path, should_stop
+        self._settings, self._options = workspace.settings, options
+        self._device = choose_device(self._settings.device)
+        self._labels = sort_labels(workspace)
+        self._run_id, self._step, self._spoke = 0, 0, 0.0
+
+    def run(self) -> RoundReport:
+        require_labels(self._workspace)
+        campaign = self._workspace.campaign
+        looked_at = (*self._labels.training, *self._labels.holdout)
+        self._run_id = campaign.start_run([label.id for label in looked_at]).id
+        self._progress("preparing")
+        # The progress file always has the end before the database has it; `HermesTrainTask.stats` relies on that.
+        try:
+            report = self._train_and_judge()
+        except CancelledError as error:
+            self._workspace.stop.clear()
+            self._progress("stopped", step=self._step, reason=str(error))
+            campaign.stop_run(self._run_id, str(error), steps=self._step)
+            raise
+        except BaseException as error:
+            reason = str(error) if isinstance(error, HermesError) else f"{type(error).__name__}: {error}"
+            self._progress("failed", reason=reason)
+            campaign.fail_run(self._run_id, reason)
+            raise
+        self._progress("published" if report.published else "refused", step=report.steps, steps=report.steps,
+                       version=report.version, loss=report.final_loss, train_seconds=report.train_seconds,
+                       reason=report.verdict.reason, report=report.to_json())  # fmt: skip
+        campaign.finish_run(self._run_id, version=report.version, steps=report.steps,
+                            reason=None if report.published else report.verdict.reason,
+                            report=report.to_json())  # fmt: skip
+        return report
+
+    def _train_and_judge(self) -> RoundReport:
+        if self._settings.training_threads is not None:
+            torch.set_num_threads(self._settings.training_threads)
+        start = self._start()
+        recipe = self._recipe(start)
+        seed = self._settings.seed + len(self._workspace.versions.names())
+        resume = ResumePoint(self._workspace.training_state, self._key(start, recipe, seed), keep=True)
+        logger.info("Training on %d cases, %s", len(start.cases), recipe)
+        result = train(
+            start.net, start.cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
+            should_stop=self._should_stop, resume=resume, **self._teacher(start),
+        )  # fmt: skip
+        self._step = result.steps
+        net = _checked(result)
+        manifest = self._manifest(start, recipe, seed, net)
+        verdict, unmeasured = self._judge(start, net, manifest)
+        verdict = self._unless_moved(start, verdict)
+        report = RoundReport(
+            manifest.version, start.serving.name, verdict, len(start.cases), len(self._labels.holdout),
+            result.steps, result.seconds, _final_loss(result), (*start.skipped, *unmeasured), self._options.mode, {},
+        )  # fmt: skip
+        self._keep(net, manifest, report)
+        discard(resume)
+        return report
+
+    # --------------------------------------------------------------- beginning
+
+    def _start(self) -> _Start:
+        serving, manifest = self._workspace.serving()
+        net, _ = load_checkpoint(serving.directory)
+        bindings = self._workspace.bind(manifest)
+        confirmed = self._workspace.campaign.confirmed.all()
+        new_rows = add_rows(net, bindings.space, confirmed, seed=self._settings.seed)
+        reader = CaseReader(self._workspace, manifest, bindings, self._image_path)
+        earlier = seen_labels(self._workspace) if self._options.replay != 1 else set()
+        labels = [label for label in self._labels.training if self._options.replay or label.id not in earlier]
+        if not labels:
+            msg = "Expected a label that no round has seen yet: replay 0 leaves out the others. Label an image, or set replay."
+            raise NothingToTrainError(msg)
+        cases, skipped = reader.read_all(labels, earlier=earlier, should_stop=self._should_stop)
+        require_cases(cases, skipped)
+        return _Start(serving, manifest, bindings, net, new_rows, cases, skipped)
+
+    def _recipe(self, start: _Start) -> Recipe:
+        recipe = choose_recipe(
+            self._settings, start.cases, self._device, steps=self._options.steps, window=start.manifest.window,
+            replay=self._options.replay,
+        )  # fmt: skip
+        if self._options.distil > 0:
+            recipe = replace(recipe, distil_weight=self._options.distil)
+        if self._options.mode == "full":
+            return recipe
+        annotated = {row for case in start.cases for row in case.annotated}
+        unlearned = sorted(annotated - start.manifest.learned_rows)
+        if not unlearned:
+            msg = (
+                "Expected labels of a structure that the serving model has not learned: mode 'priors' trains nothing "
+                "but the rows of new structures. Label one, or train with mode 'full'."
+            )
+            raise NothingToTrainError(msg)
+        return replace(recipe, trainable="priors", new_rows=tuple(unlearned))
+
+    def _teacher(self, start: _Start) -> dict[str, Any]:
+        """The serving model and the rows that it answers, where the round wants to learn from it."""
+        if self._options.distil <= 0:
+            return {}
+        teacher, manifest = load_checkpoint(start.serving.directory)
+        rows = sorted({start.bindings.rows[name] for name in start.bindings.trained} & manifest.learned_rows)
+        return {"teacher": teacher, "teacher_rows": rows}
+
+    def _key(self, start: _Start, recipe: Recipe, seed: int) -> str:
+        """Names everything that the result depends on: a state of another key is not gone on with."""
+        used = {case.case_id for case in start.cases}
+        labels = [[lb.id, lb.sha256, lb.image_id] for lb in self._labels.training if lb.image_id in used]
+        return fingerprint(
+            parent=start.manifest.sha256, labels=labels, rows=list(start.bindings.rows.items()), recipe=recipe,
+            seed=seed, options=self._options, code=__version__, device=self._device.type,
+            preparation=self._workspace.preparation(start.manifest).to_json(),
+        )  # fmt: skip
+
+    # -------------------------------------------------------------------- end
+
+    def _manifest(self, start: _Start, recipe: Recipe, seed: int, net: UniversalNetwork) -> Manifest:
+        trained = {row for case in start.cases for row in case.annotated}
+        if recipe.trainable == "priors":
+            trained &= set(recipe.new_rows)
+        return Manifest(
+            network=net.config,
+            label_space=start.bindings.space,
+            preparation=self._workspace.preparation(start.manifest),
+            window=window_of(recipe.patch, self._device),
+            version=self._workspace.versions.new_name(_digest(net)),
+            parent=start.serving.name,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            trained_on=tuple(case.case_id for case in start.cases),
+            trained_rows=tuple(sorted(start.manifest.learned_rows | trained)),
+            settings=self._settings.to_conf(),
+            seed=seed,
+            code_version=__version__,
+        )
+
+    def _judge(
+        self, start: _Start, net: UniversalNetwork, manifest: Manifest
+    ) -> tuple[Verdict, list[Skipped]]:
+        """The gate's word on the candidate, and the held-out labels that could not be used."""
+        if not self._labels.holdout:
+            return Verdict(UNGATED, UNGATED_REASON), []
+        device, workspace = self._device, self._workspace
+        holdout = Holdout(
+            workspace, self._labels.holdout, self._image_path, self._should_stop,
+            lambda done, total: self._progress("evaluating", step=done, steps=total),
+        )  # fmt: skip
+        after, skipped = holdout.measure(
+            manifest.version, manifest,
+            lambda: workspace.predictor(net.to(device), manifest, device=device, version=manifest.version),
+        )  # fmt: skip
+        net.cpu()
+
+        def serving() -> Any:
+            old, _ = load_checkpoint(start.serving.directory, device)
+            return workspace.predictor(old, start.manifest, device=device, version=start.serving.name)
+
+        # The name of a base is that of a folder, which may hold other weights some day.
+        ours = start.serving.name in workspace.versions.names()
+        name = start.serving.name if ours else f"{start.serving.name}:{start.manifest.sha256[:16]}"
+        before, _ = holdout.measure(name, start.manifest, serving)
+        verdict = judge(
+            before, after, task_margin=self._settings.gate_task_margin, margin=self._settings.gate_margin
+        )
+        return verdict, skipped
+
+    def _unless_moved(self, start: _Start, verdict: Verdict) -> Verdict:
+        """The verdict; refused where somebody has published or withdrawn a version meanwhile."""
+        now = self._workspace.versions.serving().name
+        if now == start.serving.name:
+            return verdict
+        reason = f"While it was trained from {start.serving.name}, {now} was made to answer."
+        return replace(verdict, state=REFUSED, reason=reason)
+
+    def _keep(self, net: UniversalNetwork, manifest: Manifest, report: RoundReport) -> None:
+        """Store the candidate with its report, and let it answer if the gate let it pass."""
+        self._progress("publishing", step=report.steps, steps=report.steps)
+        workspace, campaign = self._workspace, self._workspace.campaign
+        metrics = {"final_loss": report.final_loss, "steps": report.steps, "report": report.to_json()}
+        path = workspace.versions.directory / manifest.version
+        save_checkpoint(path, net, replace(manifest, metrics=metrics))
+        known = {version.name for version in campaign.versions()}
+        campaign.record_version(
+            manifest.version, path=path, parent=manifest.parent if manifest.parent in known else None,
+            metrics=metrics, state=VersionState.CANDIDATE,
+        )  # fmt: skip
+        if report.published:
+            workspace.publish(manifest.version)
+            return
+        campaign.set_version_state(manifest.version, VersionState.REFUSED)
+        campaign.log_event("ModelRefused", {"version": manifest.version, "reason": report.verdict.reason})
+        logger.warning("Version %s is not published: %s", manifest.version, report.verdict.reason)
+
+    # --------------------------------------------------------------- progress
+
+    def _on_step(self, report: StepReport) -> None:
+        self._step = report.step
+        if time.monotonic() - self._spoke < PROGRESS_EVERY_S and report.step < report.steps:
+            return
+        self._spoke = time.monotonic()
+        self._workspace.campaign.heartbeat(self._run_id, report.step)
+        rate = report.step / max(report.seconds, 1e-9)
+        self._progress("training", step=report.step, steps=report.steps, loss=report.loss, rate=rate,
+                       eta_s=(report.steps - report.step) / rate, idle_share=report.idle_share)  # fmt: skip
+
+    def _progress(self, phase: str, **more: Any) -> None:
+        self._workspace.progress.write(phase=phase, at=time.time(), pid=os.getpid(), run=self._run_id, **more)
+
+
+def _checked(result: TrainingResult) -> UniversalNetwork:
+    """The trained network.
+
+    Raises:
+        HermesError: it holds a number that is not finite.
+    """
+    net = result.net
+    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+        msg = "Training ended with weights that are not finite; the serving version stays. Lower `learning_rate`."
+        raise HermesError(msg)
+    assert isinstance(net, UniversalNetwork)  # what went in comes out
+    return net
+
+
+def _final_loss(result: TrainingResult) -> float:
+    return float(np.mean(result.losses[-_LAST_LOSSES:]))
+
+
+def _digest(net: torch.nn.Module) -> str:
+    """SHA-256 over all weights, hex."""
+    digest = hashlib.sha256()
+    for value in net.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,393 @@
+"""Rounds of a simulated campaign: what is trained on, what is measured, what is published."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hermes.campaign.records import RunState, VersionState
+from hermes.checkpoint import Manifest, read_manifest, save_checkpoint
+from hermes.config import from_conf
+from hermes.errors import CancelledError, ConflictError, NotFoundError, NothingToTrainError
+from hermes.geometry import Grid
+from hermes.labels.space import LabelSpace, Task
+from hermes.model import NetworkConfig, build_network
+from hermes.records import LabelMap
+from hermes.rounds import RoundOptions, require_labels, run_round
+from hermes.rounds import round as rounds
+from hermes.submission import Submission
+from hermes.training.report import TrainingResult
+from hermes.transforms.preparation import PreparationSpec
+from hermes.transforms.writing import write_label_map
+from hermes.workspace import Workspace
+
+GRID = Grid((32, 32, 32), np.diag([4.0, 4.0, 4.0, 1.0]))
+
+
+class Play:
+    """A campaign on synthetic images: a bright ball is the liver, a darker one the spleen."""
+
+    def __init__(self, folder: Path, **conf: str) -> None:
+        torch.manual_seed(0)
+        self.folder = folder
+        tasks = (Task("liver", "Test"), Task("spleen", "Test"))
+        net = build_network(NetworkConfig("hermes-c", 8, tasks=2))
+        base = folder / "base"
+        if not base.exists():
+            manifest = Manifest(net.config, LabelSpace(tasks), PreparationSpec(spacing_mm=4.0), (32, 32, 32))
+            save_checkpoint(base, net, manifest)
+        settings = {
+            "modality": "CT", "train_steps_per_round": "2", "train_patch_voxels": "32,32,32", "train_batch_size": "1",
+            "device": "cpu", **conf,
+        }  # fmt: skip
+        self.workspace = Workspace(from_conf(settings), str(folder / "studies"), starter=base)
+
+    def path(self, image: str) -> Path:
+        path = self.folder / f"{image}.nii.gz"
+        if not path.exists():
+            array, _ = self._drawn(image)
+            write_label_map(LabelMap(array.astype(np.uint8), GRID, {}), path)
+        return path
+
+    def _drawn(self, image: str) -> tuple[Any, Any]:
+        rng = np.random.default_rng(zlib.crc32(image.encode()))
+        z, y, x = np.indices((32, 32, 32))
+        labels = np.zeros((32, 32, 32), np.uint8)
+        for value, radius in ((1, 7), (2, 5)):
+            c = rng.integers(8, 24, 3)
+            labels[(z - c[0]) ** 2 + (y - c[1]) ** 2 + (x - c[2]) ** 2 < radius**2] = value
+        array = rng.normal(30, 5, labels.shape) + 80 * (labels == 1) + 40 * (labels == 2)
+        return np.clip(array, 0, 255), labels
+
+    def submit(self, image: str, *, patient: str | None = None, absent: tuple[str, ...] = ()) -> int:
+        self.path(image)
+        _, labels = self._drawn(image)
+        names = {1: "liver", 2: "spleen"}
+        for name in absent:
+            value = next(v for v, n in names.items() if n == name)
+            labels[labels == value] = 0
+            del names[value]
+        annotated = {n: "present" for n in names.values()} | {n: "absent" for n in absent}
+        file = self.workspace.archive.write(image, Submission(LabelMap(labels, GRID, names), annotated))
+        reference = self.workspace.archive.reference(file)
+        return self.workspace.campaign.record_label(
+            image, "final", reference, "0" * 64, "ann", annotated, patient=patient
+        ).id
+
+    def run(self, **options: Any) -> Any:
+        return run_round(self.workspace, self.path, options=RoundOptions(**{"steps": 2, **options}))
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Iterator[Callable[..., Play]]:
+    opened: list[Play] = []
+
+    def start(**conf: str) -> Play:
+        opened.append(Play(tmp_path, **conf))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.workspace.campaign.close()
+
+
+def holds_out(workspace: Workspace, wanted: bool) -> Iterator[str]:
+    """Names of patients that the campaign holds out, or not."""
+    rule = workspace.campaign._holdout
+    return (f"case{n}" for n in range(10_000) if rule.holds_out(f"case{n}") is wanted)
+
+
+def untrained(monkeypatch: pytest.MonkeyPatch, change: float = 0.0) -> list[list[str]]:
+    """Replaces training by a change of the weights; the case ids that each round would have trained on."""
+    seen: list[list[str]] = []
+
+    def train(net: Any, cases: Any, recipe: Any, **_: Any) -> TrainingResult:
+        seen.append([case.case_id for case in cases])
+        with torch.no_grad():
+            for value in net.parameters():
+                value.add_(
+                    change * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(seen)))
+                )
+        return TrainingResult(net, recipe.steps, [1.0] * recipe.steps, 0.1)
+
+    monkeypatch.setattr(rounds, "train", train)
+    return seen
+
+
+def perfect(campaign: Play, shown: tuple[int, ...] = (1, 2)) -> Any:
+    """A predictor that answers with the truth, or with these structures of it."""
+
+    class Predictor:
+        def predict(self, path: Path, rows: Any, **_: Any) -> Any:
+            _, labels = campaign._drawn(path.name.removesuffix(".nii.gz"))
+            array = np.where(np.isin(labels, shown), labels, 0).astype(np.uint8)
+            return SimpleNamespace(label_map=LabelMap(array, GRID, {1: "liver", 2: "spleen"}))
+
+    return Predictor()
+
+
+def test_nothing_of_the_holdout_is_ever_trained_on(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = play(holdout_share="0.3", gate_task_margin="1", gate_margin="1")
+    workspace = campaign.workspace
+    seen = untrained(monkeypatch)
+    monkeypatch.setattr(workspace, "predictor", lambda *_, **__: perfect(campaign))
+    rng = np.random.default_rng(1)
+    patients = [f"sub-{n}" for n in range(12)]
+    images: list[str] = []
+    for number in range(10):
+        images += [f"{patients[int(rng.integers(12))]}_round{number}-{k}" for k in range(2)]
+        workspace.campaign.sync_images(images)
+        for image in images[-2:]:
+            campaign.submit(image)
+        campaign.submit(images[int(rng.integers(len(images)))])  # a correction of an earlier label
+        if workspace.campaign.training_ids():
+            campaign.run()
+    held_out = {image.id for image in workspace.campaign.images() if image.holdout}
+    subjects = {image.split("_")[0] for image in held_out}
+    trained = {image for cases in seen for image in cases}
+    assert len(seen) >= 9
+    assert held_out
+    assert trained
+    assert not {image for image in trained if image.split("_")[0] in subjects}
+    for name in workspace.versions.names():
+        manifest = read_manifest(workspace.versions.path(name))
+        assert not {i.split("_")[0] for i in manifest.trained_on} & subjects
+    last = read_manifest(workspace.versions.serving().directory).metrics["report"]
+    assert last["holdout_labels"] == len(held_out)
+    assert workspace.campaign.labels_since_last_training() == 0
+
+
+def test_a_worse_candidate_is_kept_and_not_published(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = play(holdout_share="0.5")
+    workspace = campaign.workspace
+    inside, outside = holds_out(workspace, True), holds_out(workspace, False)
+    held = next(inside)
+    label = campaign.submit(held)
+    campaign.submit(next(outside))
+    untrained(monkeypatch, change=0.5)
+    measured: list[str] = []
+
+    def predictor(net: Any, manifest: Any, *, device: Any, version: str) -> Any:
+        measured.append(version)
+        return perfect(campaign, (1, 2) if version == "base" else (1,))
+
+    monkeypatch.setattr(workspace, "predictor", predictor)
+    report = campaign.run()
+    assert (report.published, report.verdict.state) == (False, "refused")
+    assert "spleen 1.000 -> 0.000" in report.verdict.reason
+    assert workspace.versions.serving().name == "base"
+    (version,) = workspace.campaign.versions()
+    assert (version.name, version.state) == (report.version, VersionState.REFUSED)
+    table = [
+        {"structure": "liver", "labels": 1, "before": 1.0, "after": 1.0},
+        {"structure": "spleen", "labels": 1, "before": 1.0, "after": 0.0},
+    ]
+    assert version.metrics["report"]["gate"]["table"] == table
+    assert read_manifest(workspace.versions.path(version.name)).metrics["report"]["gate"]["table"] == table
+    (run,) = workspace.campaign.runs()
+    assert (run.state, run.version, run.reason) == (RunState.DONE, report.version, report.verdict.reason)
+    assert run.report is not None
+    assert run.report["gate"]["table"] == table
+    assert label in run.label_ids  # looked at, like the others
+    state = workspace.progress.read()
+    assert (state["phase"], state["report"]["gate"]["state"]) == ("refused", "refused")
+    with pytest.raises(ConflictError, match="force"):
+        workspace.publish(report.version)
+    # What the serving version reached is not measured again.
+    assert measured == [report.version, "base"]
+    campaign.submit(next(outside))
+    second = campaign.run()
+    assert measured[2:] == [second.version]
+    workspace.publish(report.version, force=True)
+    assert workspace.versions.serving().name == report.version
+
+
+def test_absent_structures_count_as_false_positives(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = play(holdout_share="0.5")
+    workspace = campaign.workspace
+    campaign.submit(next(holds_out(workspace, True)), absent=("spleen",))
+    campaign.submit(next(holds_out(workspace, False)))
+    untrained(monkeypatch)
+
+    def predictor(net: Any, manifest: Any, *, device: Any, version: str) -> Any:
+        return perfect(campaign, (1,) if version == "base" else (1, 2))
+
+    monkeypatch.setattr(workspace, "predictor", predictor)
+    table = {r.structure: (r.before, r.after) for r in campaign.run().verdict.table}
+    assert table == {"liver": (1.0, 1.0), "spleen": (1.0, 0.0)}
+
+
+def test_a_real_round_is_measured_with_the_real_network(play: Any) -> None:
+    campaign = play(holdout_share="0.5", gate_task_margin="1", gate_margin="1")
+    workspace = campaign.workspace
+    campaign.submit(next(holds_out(workspace, True)))
+    campaign.submit(next(holds_out(workspace, False)))
+    report = campaign.run()
+    assert report.verdict.state == "passed"
+    assert {row.structure for row in report.verdict.table} == {"liver", "spleen"}
+    assert workspace.versions.serving().name == report.version
+    (version,) = workspace.campaign.versions()
+    assert version.state is VersionState.PUBLISHED
+    assert [e.payload["version"] for e in workspace.campaign.events("ModelPublished")] == [report.version]
+    assert not workspace.training_state.exists()
+
+
+def test_without_held_out_labels_a_candidate_goes_ungated_and_says_so(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    campaign.submit("a")
+    untrained(monkeypatch)
+    report = campaign.run()
+    assert (report.published, report.verdict.state) == (True, "ungated")
+    metrics = read_manifest(campaign.workspace.versions.serving().directory).metrics
+    assert metrics["report"]["gate"]["state"] == "ungated"
+    assert campaign.workspace.progress.read()["report"]["gate"]["state"] == "ungated"
+
+
+def test_held_out_labels_alone_train_nothing(play: Any) -> None:
+    campaign = play(holdout_share="0.5")
+    campaign.submit(next(holds_out(campaign.workspace, True)))
+    with pytest.raises(NothingToTrainError, match="holdout_share"):
+        require_labels(campaign.workspace)
+    with pytest.raises(NothingToTrainError):
+        campaign.run()
+    assert campaign.workspace.campaign.runs() == []
+
+
+def test_rollback_is_one_call_and_the_next_round_begins_there(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    workspace = campaign.workspace
+    untrained(monkeypatch, change=0.01)
+    campaign.submit("a")
+    first, second = campaign.run().version, campaign.run().version
+    assert read_manifest(workspace.versions.path(second)).parent == first
+    assert workspace.rollback() == first
+    assert workspace.versions.serving().name == first
+    third = campaign.run()
+    assert third.parent == first
+    assert workspace.rollback("base") == "base"
+    assert workspace.versions.serving().directory == workspace.versions.base
+    with pytest.raises(ConflictError, match="began with"):
+        workspace.rollback()
+    with pytest.raises(NotFoundError):
+        workspace.rollback("v0099-abcdef")
+    assert workspace.rollback(second) == second
+    events = [(e.payload["before"], e.payload["version"]) for e in workspace.campaign.events("RolledBack")]
+    assert events == [(second, first), (third.version, "base"), ("base", second)]
+    listed = {v.name: (v.state, v.parent, v.serving) for v in workspace.list_versions()}
+    assert listed == {
+        "base": ("base", None, False),
+        first: ("published", "base", False),
+        second: ("published", first, True),
+        third.version: ("published", first, False),
+    }
+
+
+def test_a_version_withdrawn_during_a_round_is_not_followed(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    workspace = campaign.workspace
+    untrained(monkeypatch, change=0.01)
+    campaign.submit("a")
+    first = campaign.run().version
+    fake = rounds.train
+
+    def train(*args: Any, **more: Any) -> Any:
+        workspace.rollback()
+        return fake(*args, **more)
+
+    monkeypatch.setattr(rounds, "train", train)
+    report = campaign.run()
+    assert (report.published, report.parent) == (False, first)
+    assert "base was made to answer" in report.verdict.reason
+    assert workspace.versions.serving().name == "base"
+
+
+def test_a_stopped_round_is_gone_on_with(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    workspace = campaign.workspace
+    campaign.submit("a")
+    real, results = rounds.train, []
+
+    def train(*args: Any, on_step: Any, **more: Any) -> Any:
+        def then_stop(report: Any) -> None:
+            on_step(report)
+            if report.step == 3 and not results:
+                workspace.stop.make()
+
+        try:
+            results.append(real(*args, on_step=then_stop, **more))
+        except CancelledError:
+            results.append(None)
+            raise
+        return results[-1]
+
+    monkeypatch.setattr(rounds, "train", train)
+    with pytest.raises(CancelledError, match="after 3 of 6"):
+        campaign.run(steps=6)
+    (run,) = workspace.campaign.runs()
+    assert (run.state, run.steps) == (RunState.STOPPED, 3)
+    assert (workspace.progress.read()["phase"], workspace.progress.read()["step"]) == ("stopped", 3)
+    assert not workspace.stop.made()
+    assert workspace.training_state.exists()
+    campaign.run(steps=6)
+    assert results[-1].resumed_at == 3
+    assert not workspace.training_state.exists()
+
+
+def test_a_stopped_round_begins_anew_when_the_labels_have_changed(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    campaign.submit("a")
+    real, results = rounds.train, []
+    monkeypatch.setattr(rounds, "train", lambda *a, **k: results.append(real(*a, **k)) or results[-1])
+    asked = iter([False] * 4 + [True] * 100)
+    with pytest.raises(CancelledError):
+        run_round(
+            campaign.workspace, campaign.path, options=RoundOptions(steps=6), should_stop=lambda: next(asked)
+        )
+    assert campaign.workspace.training_state.exists()
+    campaign.submit("b")
+    campaign.run(steps=6)
+    assert results[-1].resumed_at == 0
+
+
+def test_priors_mode_trains_new_rows_only(play: Any) -> None:
+    campaign = play(holdout_share="0", structures="liver,spleen@campaign")
+    campaign.workspace.campaign.record_label(
+        "x", "final", "gone", "0" * 64, "a", {"spleen@campaign": "present"}
+    )
+    campaign.submit("a")
+    with pytest.raises(NothingToTrainError, match="priors"):
+        campaign.run(mode="priors")
+
+
+def test_replay_weighs_earlier_cases(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    seen: list[Any] = []
+    untrained(monkeypatch)
+    fake = rounds.train
+
+    def train(net: Any, cases: Any, recipe: Any, **more: Any) -> Any:
+        seen.append(({c.case_id: c.dataset for c in cases}, dict(recipe.dataset_weights)))
+        return fake(net, cases, recipe, **more)
+
+    monkeypatch.setattr(rounds, "train", train)
+    for image in "ab":
+        campaign.submit(image)
+    campaign.run()
+    campaign.submit("c")
+    campaign.run(replay=0.5)
+    campaign.submit("d")
+    campaign.run(replay=0.0)
+    with pytest.raises(NothingToTrainError, match="replay"):
+        campaign.run(replay=0.0)
+    assert seen == [
+        ({"a": "campaign", "b": "campaign"}, {}),
+        ({"a": "earlier", "b": "earlier", "c": "campaign"}, {"campaign": 1.0, "earlier": 1.0}),
+        ({"d": "campaign"}, {}),
+    ]
