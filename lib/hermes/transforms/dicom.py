@@ -85,22 +85,27 @@ def series_headers(path: Path) -> tuple[list[Path], list[Any]]:
         BadImageError: there is no DICOM image.
     """
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    found = [(file, header) for file in files if (header := _header(file)) is not None]
+    headers = [(file, header) for file in files if (header := _header(file)) is not None]
+    found = [(file, header) for file, header in headers if _is_image(header)]
     if not found:
+        others = sorted({str(header.get("Modality", "") or "unknown") for _, header in headers})
         what = "no DICOM image among its files" if path.is_dir() else "a file of another kind"
+        what = f"only DICOM objects that are no images ({', '.join(others)})" if others else what
         msg = f"Expected a NIfTI, MGZ, NRRD, MHA or DICOM image with three dimensions, got {what}."
         raise BadImageError(msg)
     return [file for file, _ in found], [header for _, header in found]
 
 
+def _is_image(header: Any) -> bool:
+    return "Rows" in header and str(header.get("Modality", "")) not in _NOT_IMAGES
+
+
 def _header(file: Path) -> Any | None:
-    """The attributes of a DICOM image; None for anything else (reports, plans, other files)."""
+    """The attributes of a DICOM object; None for any other file."""
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True)
-        is_image = "Rows" in header and str(header.get("Modality", "")) not in _NOT_IMAGES
+        return pydicom.dcmread(file, stop_before_pixels=True)
     except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError):
         return None
-    return header if is_image else None
 
 
 def _pixels(stack: Sequence[Frame], files: Sequence[Path], headers: Sequence[Any]) -> NDArray[np.float32]:

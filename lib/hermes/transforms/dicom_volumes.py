@@ -74,7 +74,10 @@ def volumes_of(headers: Sequence[Any]) -> tuple[SeriesVolume, ...]:
         msg = f"Expected one series in the DICOM folder, got {len(series)}. Give the folder of one series."
         raise BadImageError(msg)
     if any(_is_colour(header) for header in headers):
-        msg = "Expected one intensity per pixel, got colour images. Give the grey-valued original."
+        msg = (
+            "Expected one intensity per pixel, got colour images or colour-coded maps. Give the grey-valued "
+            "original."
+        )
         raise BadImageError(msg)
     uid = series.pop()
     groups = [
@@ -118,7 +121,8 @@ def choose_volume(volumes: Sequence[SeriesVolume], volume: str | None = None) ->
 
 def _is_colour(header: Any) -> bool:
     kind = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    return int(header.get("SamplesPerPixel", 1) or 1) != 1 or kind == "PALETTE COLOR"
+    coloured = str(header.get("PixelPresentation", "")) in ("COLOR", "MIXED", "TRUE_COLOR")
+    return int(header.get("SamplesPerPixel", 1) or 1) != 1 or kind == "PALETTE COLOR" or coloured
 
 
 def _short(title: str) -> str:
@@ -273,9 +277,9 @@ def _check_even(positions: Any, first: Frame) -> None:
         missing = np.rint(gaps / gap) - 1
         whole = (np.abs(gaps - (missing + 1) * gap) <= limit) & (missing > 0)
         if len(gaps) > 2 and whole[off > limit].all():
-            reason = (
-                f"{int(missing.sum())} slices are missing (first after slice {int(np.argmax(whole)) + 1})."
-            )
+            count = int(missing.sum())
+            lost = "1 slice is missing" if count == 1 else f"{count} slices are missing"
+            reason = f"{lost} (first after slice {int(np.argmax(whole)) + 1})."
             advice = "Send the series again."
         else:
             reason = "Slices are missing, or the spacing changes within the series."
