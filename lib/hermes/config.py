@@ -75,6 +75,8 @@ class Settings:
     holdout_share: float
     gate_task_margin: float
     gate_margin: float
+    tensorboard: bool
+    mlflow: bool
     window_overlap: float
     inference_memory_gib: float
     score_images_per_round: int
@@ -90,6 +92,8 @@ class Settings:
 def _written(value: Any) -> str | None:
     if value is None:
         return None
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
     return value.value if isinstance(value, Modality) else str(value)
@@ -126,6 +130,13 @@ def _choice(*choices: str) -> Callable[[str], str]:
         return text.lower()
 
     return parse
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        msg = "true or false"
+        raise ValueError(msg)
+    return text.lower() == "true"
 
 
 def _whole(low: int, high: int, *, zero_is_none: bool = False) -> Callable[[str], int | None]:
@@ -297,6 +308,18 @@ SETTINGS: tuple[Setting, ...] = (
         "0.005",
         "How much mean Dice a candidate may lose on the hold-out before it is refused, 0 to 1.",
         _number(0, 1),
+    ),
+    Setting(
+        "tensorboard",
+        "false",
+        "Whether rounds write curves and example pictures for TensorBoard, below `logs/tensorboard` of the campaign.",
+        _switch,
+    ),
+    Setting(
+        "mlflow",
+        "false",
+        "Whether rounds write curves and example pictures for MLflow, in a SQLite store in `logs/mlflow` of the campaign.",
+        _switch,
     ),
     Setting(
         "window_overlap",

@@ -2,7 +2,7 @@
 
 A server is started on a copy of the images; an annotator is played through ``MONAILabelClient``: next sample,
 infer, the true label submitted as the correction, until a round is full and the server trains and publishes by
-itself. After every round the held-out cases, which the server never sees as images of the campaign, are segmented
+itself. After every round the cases to measure on, which the server never sees as images of the campaign, are segmented
 and compared with their true labels.
 """
 
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from hermes.config import from_conf
 from hermes.errors import BadRequestError, HermesError
 from hermes.phantoms import dataset as phantom_dataset
 from hermes.records import LabelMap
@@ -77,6 +78,7 @@ class RoundResult:
     train_seconds: float
     label_to_model_seconds: float
     model_version: str
+    gate: str = ""
 
 
 def sample_dataset(conf: Mapping[str, str]) -> Dataset:
@@ -260,11 +262,11 @@ class Annotator:
             raise BadRequestError(msg)
         return means, version, first
 
-    def wait_for_version_after(self, old: str) -> float:
-        """Wait until a version other than ``old`` answers; the seconds its training took.
+    def wait_for_round_after(self, run: int) -> tuple[int, float, str]:
+        """Wait until a round later than ``run`` has ended: its number, seconds of training, what the gate said.
 
         Raises:
-            HermesError: training failed, or none was published within an hour.
+            HermesError: training failed, or did not end within an hour.
         """
         deadline = time.monotonic() + ROUND_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -272,10 +274,10 @@ class Annotator:
             if stats.get("phase") == "failed":
                 msg = f"Training failed: {stats.get('reason')}"
                 raise HermesError(msg)
-            if stats.get("serving_version") != old:
-                return float(stats.get("train_seconds", 0.0))
+            if stats.get("phase") in ("published", "refused") and int(stats["run"]) > run:
+                return int(stats["run"]), float(stats["train_seconds"]), str(stats["report"]["gate"]["state"])
             time.sleep(0.5)
-        msg = f"Expected a new version within {ROUND_TIMEOUT_S} s, {old} still answers."
+        msg = f"Expected the round to end within {ROUND_TIMEOUT_S} s, it has not."
         raise HermesError(msg)
 
 
@@ -291,8 +293,14 @@ def play(dataset: Dataset, out: Path, *, rounds: int, per_round: int, strategy: 
     conf = {**dataset.conf, "labels_per_round": str(per_round)}
     results: list[RoundResult] = []
     console.print(
-        f"{len(dataset.pool)} images to label, {len(dataset.held_out)} held out; starting the server ..."
+        f"{len(dataset.pool)} images to label, {len(dataset.held_out)} others to measure on; starting the server ..."
     )
+    share = from_conf(conf).holdout_share
+    if share > 0:
+        console.print(
+            f"Of the images to label the server itself holds out about {share:.0%}: their labels decide whether a "
+            "model is published and are never trained on (holdout_share=0 trains on all)."
+        )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         running_server(studies, conf, out / "server.log") as address,
@@ -300,18 +308,19 @@ def play(dataset: Dataset, out: Path, *, rounds: int, per_round: int, strategy: 
     ):
         annotator = Annotator(address, dataset, out / "tmp")
         results.append(_measured(annotator, dataset, bar, out, 0, 0, (0.0, 0.0)))
+        run = 0
         for number in range(1, rounds + 1):
-            version = results[-1].model_version
             task = bar.add_task(f"round {number}: labelling", total=per_round)
             for _ in range(per_round):
                 annotator.label_next(strategy)
                 bar.advance(task)
             last_label = time.monotonic()
             task = bar.add_task(f"round {number}: training", total=1)
-            train_seconds = annotator.wait_for_version_after(version)
+            run, train_seconds, gate = annotator.wait_for_round_after(run)
             seconds = (train_seconds, time.monotonic() - last_label)
             bar.advance(task)
-            results.append(_measured(annotator, dataset, bar, out, number, number * per_round, seconds))
+            measured = _measured(annotator, dataset, bar, out, number, number * per_round, seconds)
+            results.append(replace(measured, gate=gate))
     (out / "demo.json").write_text(json.dumps([asdict(r) for r in results], indent=2), encoding="utf-8")
     draw_curve(results, out / "curve.png")
     console.print(_table(results))
@@ -392,13 +401,14 @@ def _table(results: Sequence[RoundResult]) -> Table:
         "mean Dice",
         "training s",
         "last label to new model s",
+        "gate",
         "version",
     )
     for r in results:
         values = [f"{r.dice[name]:.3f}" for name in results[-1].dice]
         table.add_row(
             str(r.round), str(r.labels), *values, f"{_mean(r):.3f}",
-            f"{r.train_seconds:.0f}", f"{r.label_to_model_seconds:.0f}", r.model_version,
+            f"{r.train_seconds:.0f}", f"{r.label_to_model_seconds:.0f}", r.gate, r.model_version,
         )  # fmt: skip
     return table
 

@@ -73,3 +73,19 @@ def test_readers_never_see_a_mixture(store: VersionStore) -> None:
         reader.join()
     assert seen <= set(names)
     assert [p.name for p in store.directory.iterdir() if p.name.startswith(".")] == []
+
+
+def test_the_base_can_answer_again(store: VersionStore) -> None:
+    name = add(store, "a" * 12)
+    store.publish(name)
+    store.publish("base")
+    assert store.serving().directory == store.base
+    store.publish("base")
+    assert store.serving().name == "base"
+
+
+def test_versions_are_in_the_order_of_their_numbers(store: VersionStore) -> None:
+    for name in ("v10000-aaaaaa", "v9999-bbbbbb", "v0002-cccccc"):
+        (store.directory / name).mkdir()
+    assert store.names() == ["v0002-cccccc", "v9999-bbbbbb", "v10000-aaaaaa"]
+    assert store.new_name("d" * 6) == "v10001-dddddd"

@@ -20,7 +20,7 @@ from hermes.geometry import Grid
 from hermes.labels.space import LabelSpace, Task
 from hermes.model import NetworkConfig, build_network
 from hermes.records import LabelMap
-from hermes.rounds import RoundOptions, require_labels, run_round
+from hermes.rounds import Ahead, RoundOptions, preflight_of, require_labels, run_round
 from hermes.rounds import round as rounds
 from hermes.submission import Submission
 from hermes.training.report import TrainingResult
@@ -391,3 +391,41 @@ def test_replay_weighs_earlier_cases(play: Any, monkeypatch: Any) -> None:
         ({"a": "earlier", "b": "earlier", "c": "campaign"}, {"campaign": 1.0, "earlier": 1.0}),
         ({"d": "campaign"}, {}),
     ]
+
+
+def test_labels_are_prepared_before_their_round(play: Any) -> None:
+    campaign = play(holdout_share="0.5")
+    workspace = campaign.workspace
+    ahead = Ahead(workspace, campaign.path)
+    assert ahead.prepare() == 0
+    campaign.submit(next(holds_out(workspace, True)))
+    campaign.submit(next(holds_out(workspace, False)))
+    workspace.campaign.record_label("gone", "final", "gone", "0" * 64, "ann", {"liver": "present"})
+    assert ahead.prepare(should_stop=lambda: True) == 0
+    assert ahead.prepare() == 2
+    entries = sorted((workspace.cache.directory / "entries").iterdir())
+    assert len(entries) == 4  # image and label of both
+    assert ahead.prepare() == 0
+    campaign.run()
+    assert sorted((workspace.cache.directory / "entries").iterdir()) == entries
+
+
+def test_a_requested_structure_that_nobody_drew_is_refused_before_training(
+    play: Any, monkeypatch: Any
+) -> None:
+    campaign = play(holdout_share="0")
+    seen = untrained(monkeypatch)
+    campaign.submit("a", absent=("spleen",))
+    with pytest.raises(NothingToTrainError, match="nobody has drawn: spleen"):
+        campaign.run(structures=("spleen",))
+    assert seen == []
+    report = campaign.run(structures=("liver",))
+    assert [(c["name"], c["cases"], c["absent"]) for c in report.preflight["structures"]] == [
+        ("liver", 1, 0),
+        ("spleen", 0, 1),
+    ]
+    options = RoundOptions(structures=("spleen",))
+    with pytest.raises(NothingToTrainError):
+        preflight_of(campaign.workspace, campaign.path, options)
+    found = preflight_of(campaign.workspace, campaign.path, RoundOptions()).to_json()
+    assert (found["used"], found["holdout_labels"]) == (["a"], 0)

@@ -15,6 +15,7 @@ from monailabel.interfaces.datastore import Datastore
 
 from hermes.adapters import training_guard
 from hermes.adapters.datastore import HermesLocalDatastore
+from hermes.adapters.images import paths_of
 from hermes.adapters.infer import HermesInferTask, offered_groups
 from hermes.adapters.patients import Patients
 from hermes.adapters.requests import annotator_of, round_options
@@ -29,7 +30,7 @@ from hermes.pool import PoolScorer
 from hermes.queueing import Queue
 from hermes.records import NewStructure
 from hermes.resident import ResidentModel
-from hermes.rounds import require_labels
+from hermes.rounds import RoundOptions, preflight_of, require_labels
 from hermes.strategies import STRATEGIES, get_strategy
 from hermes.submission import Submission
 from hermes.workspace import Workspace
@@ -78,6 +79,15 @@ class Parts:
         self.labels[:] = self.workspace.bindings().structures
         for task in self._offered.values():
             task.refresh()
+
+    def preflight(self, options: RoundOptions) -> dict[str, Any]:
+        """What a round with these options would find in the labels.
+
+        Raises:
+            NothingToTrainError: it would not begin.
+        """
+        assert self._store is not None  # `serve` or `datastore` came first
+        return preflight_of(self.workspace, paths_of(self._store), options).to_json()
 
     def datastore(self, studies: str) -> Datastore:
         """The local datastore of ``studies`` with this campaign behind it."""

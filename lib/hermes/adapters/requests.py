@@ -190,7 +190,7 @@ def _weight(request: Mapping[str, Any], key: str, default: float) -> float:
     if value in (None, ""):
         return default
     try:
-        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # that is the question
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not 0 <= number <= LARGEST_WEIGHT:

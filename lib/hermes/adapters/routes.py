@@ -1,4 +1,4 @@
-"""Hermes' own addresses beside MONAI Label's: versions of the model.
+"""Hermes' own addresses beside MONAI Label's: versions of the model, and what a training would find.
 
 Only the server of ``make serve`` has them.
 """
@@ -15,6 +15,8 @@ from monailabel.interfaces.utils.app import app_instance
 
 from hermes.adapters.build import Parts
 from hermes.adapters.errors import answers_errors
+from hermes.adapters.requests import round_options
+from hermes.errors import ConflictError
 
 router = APIRouter(prefix="/hermes", tags=["Hermes"])
 _USER, _ADMIN = (
@@ -47,3 +49,19 @@ def publish(name: str, force: bool = False, user: User = _ADMIN) -> dict[str, st
 def rollback(user: User = _ADMIN) -> dict[str, str]:
     """409 where the model that the campaign began with answers."""
     return {"serving": answers_errors(_parts().workspace.rollback)()}
+
+
+@router.get("/preflight", summary="What a training would find in the labels, and whether it would begin")
+def preflight(structures: str = "", user: User = _USER) -> dict[str, Any]:
+    """Voxels and cases per structure, labels that would be left out and why."""
+    return answers_errors(_preflight)(structures)
+
+
+def _preflight(structures: str) -> dict[str, Any]:
+    parts = _parts()
+    names = parts.workspace.bindings().structures
+    options = round_options({"structures": structures}, parts.workspace.settings, names)
+    try:
+        return {"ready": True, **parts.preflight(options)}
+    except ConflictError as error:
+        return {"ready": False, "reason": str(error)}

@@ -1,5 +1,7 @@
-"""What the server does by itself: take over new images, start training when a round is full, prepare labelled
-cases ahead of it, score the pool after a publication.
+"""What the server does by itself, beside answering.
+
+It takes over new images, starts training when a round is full, prepares labelled cases ahead of it, and scores the
+pool after a publication.
 """
 
 from __future__ import annotations

@@ -88,10 +88,8 @@ def enter_images(session: Session, patients: Mapping[CaseId, str], rule: Holdout
 
 
 def _assign(session: Session, patients: Mapping[CaseId, str], rule: HoldoutRule) -> None:
-    waiting = session.execute(
-        select(ImageRow.id, ImageRow.patient_key).where(ImageRow.holdout.is_(None))
-    ).all()
-    waiting = [(image, key) for image, key in waiting if image in patients]
+    statement = select(ImageRow.id, ImageRow.patient_key).where(ImageRow.holdout.is_(None))
+    waiting = [(image, key) for image, key in session.execute(statement) if image in patients]
     decided = _decided(session, {key for _, key in waiting})
     values = [
         {"id": image, "holdout": decided[key] if key in decided else rule.holds_out(patients[image])}

@@ -1,20 +1,24 @@
 """One training round of a campaign: from the labels in the database to a version that is published or refused."""
 
 from hermes.rounds.ahead import Ahead
+from hermes.rounds.cases import require_labels
 from hermes.rounds.options import MODES, RoundOptions
+from hermes.rounds.preflight import Preflight, preflight_of
 from hermes.rounds.process import end_with_parent
 from hermes.rounds.recipe import choose_recipe
 from hermes.rounds.report import RoundReport, Skipped
-from hermes.rounds.round import require_labels, run_round
+from hermes.rounds.round import run_round
 
 __all__ = [
     "MODES",
     "Ahead",
+    "Preflight",
     "RoundOptions",
     "RoundReport",
     "Skipped",
     "choose_recipe",
     "end_with_parent",
+    "preflight_of",
     "require_labels",
     "run_round",
 ]

@@ -30,9 +30,11 @@ from hermes.rounds.cases import CaseReader, require_cases, require_labels, seen_
 from hermes.rounds.gate import REFUSED, UNGATED, UNGATED_REASON, Verdict, judge
 from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
+from hermes.rounds.preflight import check_cases
 from hermes.rounds.recipe import choose_recipe, window_of
 from hermes.rounds.report import RoundReport, Skipped
 from hermes.rounds.rows import add_rows
+from hermes.rounds.watching import watched
 from hermes.training.cases import TrainingCase
 from hermes.training.resume import ResumePoint, discard, fingerprint
 from hermes.training.trainer import Recipe, StepReport, TrainingResult, train
@@ -141,14 +143,17 @@ class _Round:
         if self._settings.training_threads is not None:
             torch.set_num_threads(self._settings.training_threads)
         start = self._start()
+        found = check_cases(start.cases, start.skipped, start.bindings, self._options.structures)
         recipe = self._recipe(start)
         seed = self._settings.seed + len(self._workspace.versions.names())
         resume = ResumePoint(self._workspace.training_state, self._key(start, recipe, seed), keep=True)
         logger.info("Training on %d cases, %s", len(start.cases), recipe)
-        result = train(
-            start.net, start.cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
-            should_stop=self._should_stop, resume=resume, **self._teacher(start),
-        )  # fmt: skip
+        with watched(self._workspace, self._run_id, recipe) as monitor:
+            result = train(
+                start.net, start.cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
+                should_stop=self._should_stop, resume=resume, monitor=monitor,
+                row_groups={row: name for name, row in start.bindings.rows.items()}, **self._teacher(start),
+            )  # fmt: skip
         self._step = result.steps
         net = _checked(result)
         manifest = self._manifest(start, recipe, seed, net)
@@ -156,7 +161,7 @@ class _Round:
         verdict = self._unless_moved(start, verdict)
         report = RoundReport(
             manifest.version, start.serving.name, verdict, len(start.cases), len(self._labels.holdout),
-            result.steps, result.seconds, _final_loss(result), (*start.skipped, *unmeasured), self._options.mode, {},
+            result.steps, result.seconds, _final_loss(result), (*start.skipped, *unmeasured), self._options.mode, found.to_json(),
         )  # fmt: skip
         self._keep(net, manifest, report)
         discard(resume)
