@@ -13,6 +13,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from hermes.adapters.images import paths_of
 from hermes.adapters.requests import round_options
 from hermes.adapters.training_guard import refuse_paths
+from hermes.errors import CancelledError
 from hermes.rounds import MODES, end_with_parent, run_round
 from hermes.workspace import Workspace
 
@@ -67,12 +68,16 @@ class HermesTrainTask(TrainTask):  # type: ignore[misc]
         }
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Run one round; its report."""
+        """Run one round; its report, or why it was stopped."""
         refuse_paths(request)
         options = round_options(request, self._workspace.settings, self._workspace.bindings().structures)
         end_with_parent()
         os.nice(NICENESS)
-        return run_round(self._workspace, paths_of(datastore), options=options).to_json()
+        try:
+            return run_round(self._workspace, paths_of(datastore), options=options).to_json()
+        except CancelledError as error:
+            logger.info("%s", error)
+            return {"stopped": str(error)}
 
 
 def _clock_time(seconds: float) -> str:

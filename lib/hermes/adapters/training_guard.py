@@ -29,6 +29,8 @@ _PATH_OPTIONS = ("name", "model_filename")
 _starting = threading.Lock()
 STOP_WAIT_S = 20.0
 """How long a training that is asked to stop may take to save its state and end."""
+EXIT_WAIT_S = 5.0
+"""How long the process of a round that has ended may take to go; nothing is lost by ending it then."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,16 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
             return {"status": "IDLE", "detail": "No training is running."}
         hooks.stop.make()
         try:
-            if _ended_within(STOP_WAIT_S, hooks):
-                return _noted_as_stopped("The training has ended; POST /train/ goes on where it was.")
-            hooks.killed()
-            AsyncTask.stop(method)
-            return _noted_as_stopped(
-                "The training did not answer and was killed; its last saved state is kept."
-            )
+            ended = _run_ends_within(STOP_WAIT_S, hooks)
+            if not ended:
+                hooks.killed()
+            if not _wait(lambda: not _has_process(), EXIT_WAIT_S if ended else 0):
+                AsyncTask.stop(method)
         finally:
             hooks.stop.clear()
+        if ended:
+            return _noted_as_stopped("The training has ended; POST /train/ goes on where it was.")
+        return _noted_as_stopped("The training did not answer and was killed; its last saved state is kept.")
 
 
 def _run_training(request: Any, params: Any, force_sync: bool) -> tuple[Any, str | None]:
@@ -118,10 +121,27 @@ def _run_training(request: Any, params: Any, force_sync: bool) -> tuple[Any, str
         raise HTTPException(status_code=error.status, detail=str(error)) from error
 
 
-def _ended_within(seconds: float, hooks: Hooks) -> bool:
-    """Whether no training is there any more after at most so many seconds."""
+def _run_ends_within(seconds: float, hooks: Hooks) -> bool:
+    """Whether the round ends by itself in that time: its run is over, or its process ends before it begins one."""
+    began = False
+
+    def ended() -> bool:
+        nonlocal began
+        running = hooks.is_running()
+        began = began or running
+        return not running and (began or not _has_process())
+
+    return _wait(ended, seconds)
+
+
+def _has_process() -> bool:
+    return is_training() or bool(processes("train"))
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition came true in that time."""
     deadline = time.monotonic() + seconds
-    while is_training() or processes("train") or hooks.is_running():
+    while not condition():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

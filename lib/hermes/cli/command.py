@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hermes import __version__
-from hermes.errors import BadRequestError, ConflictError, HermesError, NotFoundError
+from hermes.cli.train_arguments import add_train
+from hermes.errors import BadRequestError, CancelledError, ConflictError, HermesError, NotFoundError
 
 if TYPE_CHECKING:
     from hermes.cli.browsing import Entry
     from hermes.cli.segmenting import Job, Outcome, Progress
+    from hermes.workspace import Workspace
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 _WRONG = (BadRequestError, NotFoundError, ConflictError)
@@ -51,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_segment(commands)
     _add_labels(commands)
     _add_import(commands)
+    _add_campaign(commands)
+    add_train(commands)
     return parser
 
 
@@ -280,6 +284,145 @@ def _import(given: argparse.Namespace) -> int:
         f"Segment with it: hermes segment IMAGE -o OUT --model {done.directory}\n"
         f'Serve it: make serve STUDIES=FOLDER CONF="model={done.directory.absolute()}"\n'
     )
+    return DONE
+
+
+# ------------------------------------------------------------------------------------------------ campaign
+
+
+def _add_campaign(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    abouts = {
+        "versions": ("list the versions of a campaign's model, with what the gate said of them", _versions),
+        "rollback": ("let an earlier version of the model answer again", _rollback),
+        "preflight": (
+            "say what a training would find in a campaign's labels; 1 when it would not begin",
+            _preflight,
+        ),
+    }
+    for name, (about, run) in abouts.items():
+        command = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        command.add_argument(
+            "studies", metavar="STUDIES", help="folder or URL of studies, or the campaign's directory"
+        )
+        if name == "rollback":
+            command.add_argument(
+                "version", nargs="?", metavar="VERSION", help="default: the parent of the serving one"
+            )
+            command.add_argument("--force", action="store_true", help="also a version that the gate refused")
+        else:
+            command.add_argument("--json", action="store_true", help="print JSON")
+        if name == "preflight":
+            command.add_argument(
+                "--structures", help="refuse when one of these, separated by commas, is in no case"
+            )
+        command.add_argument(
+            "--conf", default="", help='settings as the server has them, "key=value key=value"'
+        )
+        command.set_defaults(run=run)
+
+
+def _campaign(given: argparse.Namespace) -> Workspace:
+    from hermes.cli.versions import open_campaign
+    from hermes.serve import APP, parse_conf
+
+    return open_campaign(given.studies, parse_conf(given.conf), starter=APP / "starter")
+
+
+def _versions(given: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from hermes.cli.versions import line_of
+
+    found = _campaign(given).list_versions()
+    if given.json:
+        _write_json([asdict(version) for version in found])
+    else:
+        columns = ("version", "state", "parent", "cases", "Dice before", "Dice after", "gate")
+        _write_lines(columns, [line_of(version) for version in found])
+    return DONE
+
+
+def _rollback(given: argparse.Namespace) -> int:
+    name = _campaign(given).rollback(given.version, force=given.force)
+    sys.stdout.write(f"{name} answers from the next inference on; the next round trains from it.\n")
+    return DONE
+
+
+def _preflight(given: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from hermes.cli.versions import image_finder, structure_line
+    from hermes.rounds import RoundOptions, preflight_of
+    from hermes.serve import IMAGE_SUFFIXES
+    from hermes.submission import match_structure
+
+    workspace = _campaign(given)
+    known = workspace.bindings().structures
+    asked = tuple(match_structure(name, known) for name in _names(given.structures) or ())
+    options = replace(RoundOptions.of(workspace.settings), structures=asked)
+    finder = image_finder(given.studies, IMAGE_SUFFIXES)
+    try:
+        found = preflight_of(workspace, finder, options).to_json()
+    except ConflictError as error:
+        sys.stderr.write(f"hermes preflight: {error}\n")
+        return FAILED
+    if given.json:
+        _write_json(found)
+        return DONE
+    _write_lines(
+        ("structure", "cases", "voxels", "absent in"), [structure_line(c) for c in found["structures"]]
+    )
+    for one in found["skipped"]:
+        sys.stdout.write(f"left out: {one['case_id']}: {one['reason']}\n")
+    sys.stdout.write(f"{len(found['used'])} cases to train on, {found['holdout_labels']} held out.\n")
+    return DONE
+
+
+def _write_lines(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line))
+    console = Console()
+    (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table)
+
+
+# ------------------------------------------------------------------------------------------------ train
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    about = "train on the datasets of a manifest and write a model directory"
+    command = commands.add_parser("train", help=about, description=about[0].upper() + about[1:] + ".")
+    command.add_argument("manifest", type=Path, metavar="MANIFEST.yaml", help="see docs/training.md")
+    command.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="must not exist")
+    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps; default: the manifest's")
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
+    command.add_argument("--dry-run", action="store_true", help="stop after the pre-flight table")
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")
+    command.add_argument("--tensorboard", type=Path, metavar="DIR", help="write curves and pictures there")
+    command.add_argument("--mlflow", type=Path, metavar="DIR", help="the same for MLflow, in an SQLite store")
+    command.set_defaults(run=_train)
+
+
+def _train(given: argparse.Namespace) -> int:
+    from hermes.cli import training  # brings torch, which takes seconds
+
+    if given.steps is not None and given.steps < 1:
+        msg = f"Expected --steps of at least 1, got {given.steps}."
+        raise BadRequestError(msg)
+    wish = training.Wish(
+        given.out, given.steps, given.resume, given.device, given.tensorboard, given.mlflow, given.dry_run
+    )
+    try:
+        done = training.run(given.manifest, wish)
+    except CancelledError as error:
+        sys.stderr.write(f"hermes train: {error} Go on with --resume.\n")
+        return INTERRUPTED
+    if done is not None:
+        sys.stdout.write(f"{given.out}: {len(done.label_space)} tasks, {done.metrics['steps']} steps.\n")
     return DONE
 
 
