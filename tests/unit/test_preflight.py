@@ -43,7 +43,7 @@ def test_a_structure_that_nobody_drew_is_refused(name: str) -> None:
 
 
 def test_no_usable_case_is_refused_with_the_reasons() -> None:
-    with pytest.raises(NothingToTrainError, match="at least one usable labelled case, got none.*and 3 more"):
+    with pytest.raises(NothingToTrainError, match=r"at least one usable labelled case, got none.*and 3 more"):
         preflight([CaseFacts(str(i), problem="unreadable") for i in range(8)], ["liver"])
     with pytest.raises(NothingToTrainError, match=r"got none\.$"):
         preflight([], ["liver"])

@@ -86,9 +86,14 @@ class TrainingPlan:
         data.pop("folder")
         data["start"] = None if self.start is None else self.start.name
         data["datasets"] = [
-            {**vars(d), "absent": sorted(d.absent), "structures": {str(v): n for v, n in d.structures.items()}}
+            {
+                **vars(d),
+                "absent": sorted(d.absent),
+                "structures": {str(value): name for value, name in d.structures.items()},
+                "modality": None if d.modality is None else d.modality.value,
+            }
             for d in self.datasets
-        ]  # fmt: skip
+        ]
         return data
 
 
@@ -123,7 +128,7 @@ def read_plan(path: str | os.PathLike[str]) -> TrainingPlan:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         msg = f"Expected YAML in {file.name!r}: {error}"
         raise BadRequestError(msg) from error
-    values = _known(data, TrainingPlan, "the manifest", without={"folder", "width"})
+    values = _known(data, TrainingPlan, "the manifest", without=frozenset({"folder", "width"}))
     listed = values.pop("datasets", None)
     if not isinstance(listed, list) or not listed:
         msg = f"Expected a list `datasets` with at least one dataset in the manifest, got {listed!r}."
@@ -141,7 +146,7 @@ def read_plan(path: str | os.PathLike[str]) -> TrainingPlan:
     return _checked(TrainingPlan(folder=file.parent, datasets=datasets, **network, **values))
 
 
-def _known(data: Any, kind: type, what: str, *, without: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+def _known(data: Any, kind: type, what: str, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
     names = [item.name for item in dataclasses.fields(kind) if item.name not in without]
     if not isinstance(data, dict) or not set(data) <= set(names):
         unknown = sorted(set(map(str, data)) - set(names)) if isinstance(data, dict) else data

@@ -6,7 +6,9 @@ the sum is the gradient that one process would have computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -78,3 +80,23 @@ class Team:
         dist.all_reduce(flat)
         for parameter, part in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
             parameter.grad = part.view(parameter.shape).clone(memory_format=torch.preserve_format)
+
+
+@contextmanager
+def team_from_environment(device: torch.device) -> Iterator[torch.device]:
+    """The device of this process; processes that ``torchrun`` started form a team and take a GPU each.
+
+    Args:
+        device: that every process would choose by itself.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

@@ -15,6 +15,7 @@ import torch
 from pytorch_optimizer import Lamb
 from torch import nn
 
+from hermes.device import in_fast_layout
 from hermes.errors import CancelledError
 from hermes.training.backward import batch_loss, choose_backward
 from hermes.training.cases import TrainingCase
@@ -113,15 +114,8 @@ def _sampler(
     )
 
 
-def _fast_layout(net: nn.Module, device: torch.device) -> nn.Module:
-    """On a CPU convolutions are fastest in this layout; the weights' own layout saves a copy per step."""
-    if device.type == "cpu":
-        net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack 3d
-    return net
-
-
 def _frozen(teacher: nn.Module, device: torch.device) -> nn.Module:
-    return _fast_layout(teacher.to(device).eval(), device)
+    return in_fast_layout(teacher.eval(), device)
 
 
 class _Run:
@@ -133,7 +127,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.team, self.sampler, self.parts = recipe, device, team, sampler, parts
         self.share = team.share(recipe.batch_size)
-        self.net = _fast_layout(net.train(), device)
+        self.net = in_fast_layout(net.train(), device)
         team.same_start(net)
         self._teacher = teacher
         self._backward = choose_backward(device, len(range(recipe.batch_size)[self.share]))

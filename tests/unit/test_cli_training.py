@@ -1,0 +1,158 @@
+"""``hermes train`` on files: pre-flight, a version with metrics, interruption, fine-tuning."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from hermes.checkpoint import load_checkpoint, read_manifest
+from hermes.cli import main
+from hermes.cli import training as command
+from hermes.training.trainer import StepReport
+
+TASKS = ["box@A", "ball@A"]
+
+
+def write_case(folder: Path, name: str, *, ball: bool, extra: int = 0) -> None:
+    image = np.random.default_rng(len(name)).normal(0, 20, (32, 32, 24)).astype(np.float32)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[4:14, 4:14, 4:14] = 1
+    if ball:
+        labels[18:26, 18:26, 8:16] = 2
+    labels[30, 30, 20] = extra
+    image += 200.0 * labels
+    for kind, array in (("images", image), ("labels", labels)):
+        (folder / kind).mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.eye(4) * 3), folder / kind / f"{name}.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(5):
+        write_case(folder, f"case{number}", ball=number < 3)
+    write_case(folder, "wrong", ball=False, extra=9)
+    (folder / "labels" / "case4.nii.gz").unlink()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def manifest(data: Path, **values: Any) -> Path:
+    dataset = {"name": "A", "images": "images", "labels": "labels", "structures": {1: "box", 2: "ball"},
+               "absent": ["ball"], "modality": "CT", **values.pop("dataset", {})}  # fmt: skip
+    defaults = {"network": {"name": "hermes-c", "width": 4}, "spacing_mm": 3, "patch": 32, "steps": 3,
+                "batch_size": 1, "held_out": 0.25, "seed": 3}  # fmt: skip
+    file = data / "plan.yaml"
+    file.write_text(yaml.safe_dump({"datasets": [dataset], **defaults, **values}))
+    return file
+
+
+def test_a_version_with_its_metrics(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "v1"
+    assert (
+        main(["train", str(manifest(data)), "-o", str(out), "--tensorboard", str(tmp_path / "curves")]) == 0
+    )
+    said = capsys.readouterr()
+    assert "2 tasks, 3 steps" in said.out
+    assert "Pre-flight" in said.err
+    assert "A/case4: no label file" in said.err
+    assert "voxels of value [9]" in said.err
+    net, stored = load_checkpoint(out)
+    assert [task.key for task in stored.label_space.tasks] == TASKS
+    held_out = set(stored.metrics["held_out"])
+    assert held_out
+    assert not held_out & set(stored.trained_on)
+    assert held_out | set(stored.trained_on) <= {f"A/case{n}" for n in range(5)} | {"A/wrong"}
+    assert set(stored.metrics["dice_on_held_out"]) <= set(TASKS)
+    assert all(0 <= value <= 1 for value in stored.metrics["dice_on_held_out"].values())
+    assert (stored.version, stored.parent, stored.trained_rows, stored.window) == (
+        "v1",
+        None,
+        (0, 1),
+        (32, 32, 32),
+    )
+    assert net.config.width == 4
+    assert list((tmp_path / "curves").iterdir())
+    assert not (tmp_path / "v1.work" / "training.state").exists()
+    # the version exists now
+    assert main(["train", str(manifest(data)), "-o", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    # and can be the start of another, which learns a new structure beside the old ones
+    more = manifest(data, start=str(out), steps=1, dataset={"name": "B", "structures": {1: "box", 2: "cone"}})
+    assert main(["train", str(more), "-o", str(tmp_path / "v2")]) == 2  # cone is not `absent: [ball]`
+    more = manifest(
+        data, start=str(out), dataset={"name": "B", "structures": {1: "box", 2: "cone"}, "absent": []}
+    )
+    assert main(["train", str(more), "-o", str(tmp_path / "v2"), "--steps", "1"]) == 0
+    second = read_manifest(tmp_path / "v2")
+    assert [task.key for task in second.label_space.tasks] == [*TASKS, "box@B", "cone@B"]
+    assert (second.parent, second.metrics["steps"]) == ("v1", 1)
+
+
+def test_a_structure_without_a_case_is_refused_before_training(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = manifest(data, dataset={"structures": {1: "box", 2: "ball", 3: "cone"}})
+    assert main(["train", str(plan), "-o", str(tmp_path / "v")]) == 2
+    said = capsys.readouterr().err
+    assert "nobody has drawn: cone@A" in said
+    assert "Pre-flight" in said
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_dry_run_trains_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(manifest(data)), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "box@A" in said.err
+    assert said.out == ""
+    assert not (tmp_path / "v").exists()
+
+
+def test_stopped_by_hand_and_resumed(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["train", str(manifest(data)), "-o", str(whole)]) == 0
+    real = command.train
+
+    def interrupted(*args: Any, on_step: Any, **more: Any) -> Any:
+        def press(report: StepReport) -> None:
+            on_step(report)
+            if report.step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+        return real(*args, on_step=press, **more)
+
+    monkeypatch.setattr(command, "train", interrupted)
+    assert main(["train", str(manifest(data)), "-o", str(parts)]) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "parts.work" / "training.state").exists()
+    monkeypatch.setattr(command, "train", real)
+    assert main(["train", str(manifest(data)), "-o", str(parts), "--resume"]) == 0
+    first, second = (load_checkpoint(folder)[0].state_dict() for folder in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_names_in_the_file_must_be_those_of_the_manifest(data: Path) -> None:
+    dataset = command.read_plan(manifest(data)).datasets[0]
+    command._check_names(dataset, {1: "Box", 7: "anything"})
+    with pytest.raises(command.BadLabelError, match="calls value 1 'ball'"):
+        command._check_names(dataset, {1: "ball"})
+
+
+@pytest.mark.parametrize(("pattern", "status"), [("(case", 2), ("case", 2), (r"([a-z]+)\d*", 2)])
+def test_patients_by_name(data: Path, tmp_path: Path, pattern: str, status: int) -> None:
+    """The last pattern makes one patient of all cases: all held out or none, here nothing is left to train on."""
+    plan = manifest(data, patient=pattern, held_out=0.999999)
+    assert main(["train", str(plan), "-o", str(tmp_path / "v"), "--dry-run"]) == status
