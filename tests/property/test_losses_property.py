@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hermes.training.losses import segmentation_losses
+from hermes.training.losses import distillation_loss, segmentation_losses
 
 
 def batch(seed, b, n):
@@ -56,3 +56,21 @@ def test_losses_are_bounded_and_padding_changes_nothing(seed, b, n):
         torch.cat([weights, 0 * weights], dim=1),
     )
     torch.testing.assert_close((dice, bce), padded)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 4))
+def test_a_teacher_reaches_what_it_answers_and_nothing_else(seed, b, n):
+    logits, _, generator = batch(seed, b, n)
+    targets = torch.rand(logits.shape, generator=generator)
+    distilled = torch.rand(b, n, generator=generator) > 0.5
+    loss = distillation_loss(logits, targets, distilled)
+    loss.backward()
+    assert loss >= 0
+    assert torch.isfinite(logits.grad).all()
+    assert not logits.grad[~distilled].any()
+    assert all(g.any() for g in logits.grad[distilled])
+    elsewhere = torch.where(distilled[..., None, None, None], targets, 1 - targets)
+    assert loss == distillation_loss(logits, elsewhere, distilled)
+    hard = targets.round()  # log 0 does not appear
+    assert torch.isfinite(distillation_loss(logits, hard, distilled))

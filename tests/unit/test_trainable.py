@@ -100,3 +100,14 @@ def test_what_the_caller_froze_keeps_its_bits() -> None:
 def test_rows_that_do_not_exist_are_refused(rows: tuple[int, ...]) -> None:
     with pytest.raises(BadRequestError, match="rows of new structures"):
         train(toy_net(), [toy_case()], replace(TOY, new_rows=rows), device=CPU, seed=0)
+
+
+def test_the_recipe_for_new_rows() -> None:
+    full = replace(Recipe.for_gpu(), steps=400)
+    priors = full.priors_only([7, 8])
+    assert (priors.trainable, priors.new_rows, priors.weight_decay) == ("priors", (7, 8), 0.0)
+    assert (
+        priors.steps <= full.steps / 3
+    )  # a step costs more than half of a full one; a fifth of the time is allowed
+    assert priors.learning_rate > full.learning_rate
+    assert (priors.patch, priors.batch_size) == (full.patch, full.batch_size)

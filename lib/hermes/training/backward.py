@@ -154,13 +154,14 @@ def batch_loss(
         loss = (1 - AUXILIARY_WEIGHT) * loss + AUXILIARY_WEIGHT * auxiliary
     modality = modality_loss(out.modality_logits.float(), batch.modality_rows, batch.modality_known)
     share = int(batch.modality_known.sum()) / max(1, batch.norms.modalities)
-    return loss + share * MODALITY_LOSS_WEIGHT * modality
+    total: Tensor = loss + share * MODALITY_LOSS_WEIGHT * modality
+    return total
 
 
 def _task_losses(logits: Tensor, batch: Batch, teacher: Teacher | None) -> Tensor:
     dice, bce = segmentation_losses(logits, batch.masks, batch.weights)
     share = int(batch.weights.count_nonzero()) / max(1, batch.norms.annotated)
-    loss = share * (dice + bce)
+    loss: Tensor = share * (dice + bce)
     if teacher is not None:
         distilled = distillation_loss(logits, batch.masks, batch.distilled)
         loss = loss + teacher.weight / max(1, batch.norms.distilled) * distilled

@@ -78,8 +78,11 @@ class Team:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in reached]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for parameter, part in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
-            parameter.grad = part.view(parameter.shape).clone(memory_format=torch.preserve_format)
+        first = 0
+        for parameter in reached:
+            part = flat[first : first + parameter.numel()].view(parameter.shape)
+            parameter.grad = part.clone(memory_format=torch.preserve_format)
+            first += parameter.numel()
 
 
 @contextmanager
