@@ -253,6 +253,19 @@ def test_headers_without_optional_attributes_suffice(case) -> None:
     assert np.array_equal(back.label_map({n: v for v, n in NAMES.items()}).array, label_map.array)
 
 
+def test_patient_and_study_are_copied_as_they_are(case) -> None:
+    label_map, series = case
+    odd = [stored(header) for header in series]
+    for header in odd:
+        header.SpecificCharacterSet, header.PatientName = "ISO_IR 100", "Müller^Änne"
+        header.PatientSex, header.StudyDescription = "U", "Schädel"
+    odd = [stored(header) for header in odd]
+    dataset = written(label_map, odd)
+    assert (dataset.PatientName, dataset.PatientSex) == ("Müller^Änne", "U")
+    assert dataset.StudyDescription == "Schädel"
+    assert dataset.StudyInstanceUID == odd[0].StudyInstanceUID
+
+
 # ------------------------------------------------------------------------------------------------ other readers
 
 

@@ -43,14 +43,16 @@ ABSENT_TEXT = "Looked for and absent: "
 """Opens the line of Image Comments (LT, 0020,4000) that lists absent structures as a JSON array."""
 
 _ALGORITHM = "Hermes"
-_COPIED = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "PatientAge", "PatientSize"),
-    *("PatientWeight", "IssuerOfPatientID", "PatientIdentityRemoved", "DeidentificationMethod"),
-    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "StudyDescription", "ReferringPhysicianName"),
-    *("SpecificCharacterSet", "TimezoneOffsetFromUTC", "PositionReferenceIndicator"),
+_REQUIRED = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
+    *("StudyDate", "StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"),
 )
-"""What the SEG takes over from its image; required ones are there, empty where the image has none."""
-
+"""What the SEG takes over from its image; empty where the image has none."""
+_OPTIONAL = (
+    *("PatientAge", "PatientSize", "PatientWeight", "IssuerOfPatientID", "PatientIdentityRemoved"),
+    *("DeidentificationMethod", "StudyDescription", "TimezoneOffsetFromUTC"),
+)
+"""What the SEG takes over where the image has it."""
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
@@ -147,6 +149,7 @@ def write_segmentation(
             content_description=series_description[:64],
             series_description=series_description[:64],
         )
+        _copy(dataset, series.headers[series.frames[0].source])
     behind = _refer(dataset, series, dict(zip(planes.tolist(), images, strict=True)))
     _fill(dataset, drawn, series.frames[0].size, behind)
     _sign(dataset, moment, annotator, absent)
@@ -315,13 +318,15 @@ def _plane_as_image(
     groups = header.get("PerFrameFunctionalGroupsSequence")
     group = groups[frame.frame] if groups and frame.frame is not None else None
     image = Dataset()
-    for keyword in _COPIED:
-        setattr(image, keyword, header.get(keyword))
+    for keyword in _REQUIRED:  # highdicom refuses odd values; the true ones are copied as they are
+        setattr(image, keyword, None)
     if str(header.get("LossyImageCompression", "")) == "01":
         for keyword in _LOSSY:
             setattr(image, keyword, header.get(keyword))
     image.StudyInstanceUID, image.SeriesInstanceUID = header.StudyInstanceUID, header.SeriesInstanceUID
-    image.SOPClassUID, image.SOPInstanceUID = reference.sop_class_uid, reference.sop_instance_uid
+    # Made up for a frame of a multi-frame object, since highdicom wants them all different; `_refer` puts it right.
+    number = "" if reference.frame_number is None else f".{reference.frame_number}"
+    image.SOPClassUID, image.SOPInstanceUID = reference.sop_class_uid, reference.sop_instance_uid + number
     image.Modality, (image.Rows, image.Columns) = header.Modality, (1, columns)
     image.FrameOfReferenceUID = (
         series.frame_of_reference or f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, series.series_uid).int}"
@@ -368,6 +373,13 @@ def _instance(sop_instance_uid: str, sop_class_uid: str) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
     return item
+
+
+def _copy(dataset: Dataset, header: Any) -> None:
+    """Patient and study, as the image has them."""
+    for keyword in (*_REQUIRED, *_OPTIONAL):
+        if keyword in header and (keyword in _REQUIRED or header.get(keyword) not in (None, "")):
+            dataset[keyword] = header[keyword]
 
 
 def _sign(dataset: Dataset, moment: datetime, annotator: str, absent: Sequence[str]) -> None:
