@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from hermes.campaign.records import RunState, VersionState
-from hermes.checkpoint import Manifest, read_manifest, save_checkpoint
+from hermes.checkpoint import Manifest, load_checkpoint, read_manifest, save_checkpoint
 from hermes.config import from_conf
 from hermes.errors import CancelledError, ConflictError, NotFoundError, NothingToTrainError
 from hermes.geometry import Grid
 from hermes.labels.space import LabelSpace, Task
 from hermes.model import NetworkConfig, build_network
-from hermes.records import LabelMap
+from hermes.records import LabelMap, NewStructure
 from hermes.rounds import Ahead, RoundOptions, preflight_of, require_labels, run_round
 from hermes.rounds import round as rounds
 from hermes.submission import Submission
@@ -66,10 +66,12 @@ class Play:
         array = rng.normal(30, 5, labels.shape) + 80 * (labels == 1) + 40 * (labels == 2)
         return np.clip(array, 0, 255), labels
 
-    def submit(self, image: str, *, patient: str | None = None, absent: tuple[str, ...] = ()) -> int:
+    def submit(
+        self, image: str, *, absent: tuple[str, ...] = (), second: str = "spleen", patient: str | None = None
+    ) -> int:
         self.path(image)
         _, labels = self._drawn(image)
-        names = {1: "liver", 2: "spleen"}
+        names = {1: "liver", 2: second}
         for name in absent:
             value = next(v for v, n in names.items() if n == name)
             labels[labels == value] = 0
@@ -152,7 +154,7 @@ def test_nothing_of_the_holdout_is_ever_trained_on(play: Any, monkeypatch: pytes
     held_out = {image.id for image in workspace.campaign.images() if image.holdout}
     subjects = {image.split("_")[0] for image in held_out}
     trained = {image for cases in seen for image in cases}
-    assert len(seen) >= 9
+    assert len(seen) >= 5
     assert held_out
     assert trained
     assert not {image for image in trained if image.split("_")[0] in subjects}
@@ -366,6 +368,55 @@ def test_priors_mode_trains_new_rows_only(play: Any) -> None:
         campaign.run(mode="priors")
 
 
+def test_priors_mode_keeps_the_bits_of_everything_else(play: Any) -> None:
+    campaign = play(holdout_share="0")
+    workspace = campaign.workspace
+    workspace.add_structures([NewStructure("my organ", "liver")])
+    campaign.submit("a", second="my organ")
+    report = campaign.run(mode="priors")
+    assert report.mode == "priors"
+    old, _ = load_checkpoint(workspace.versions.base)
+    new, manifest = load_checkpoint(workspace.versions.path(report.version))
+    assert manifest.learned_rows == {0, 1, 2}
+    changed = False
+    for (name, before), (_, after) in zip(old.state_dict().items(), new.state_dict().items(), strict=True):
+        kept = after[:2] if name.endswith("task_prior") else after
+        assert torch.equal(before, kept), name
+        changed |= name.endswith("task_prior") and not torch.equal(after[0], after[2])
+    assert changed
+
+
+def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    workspace = campaign.workspace
+    workspace.add_structures([NewStructure("my organ", "liver")])
+    campaign.submit("a", second="my organ")
+    seen: list[Any] = []
+    untrained(monkeypatch)
+    fake = rounds.train
+
+    def train(
+        net: Any, cases: Any, recipe: Any, *, teacher: Any = None, teacher_rows: Any = (), **more: Any
+    ) -> Any:
+        seen.append((recipe.distil_weight, teacher and teacher.config.tasks, list(teacher_rows)))
+        return fake(net, cases, recipe, **more)
+
+    monkeypatch.setattr(rounds, "train", train)
+    campaign.run()
+    workspace.rollback("base")
+    campaign.run(distil=0.5)
+    assert seen == [(0.0, None, []), (0.5, 2, [0, 1])]
+
+
+def test_curves_are_written_where_asked_for(play: Any) -> None:
+    campaign = play(holdout_share="0", tensorboard="true")
+    campaign.submit("a")
+    campaign.run()
+    folder = campaign.workspace.directory / "logs" / "tensorboard" / "run-0001"
+    assert [file.stat().st_size > 0 for file in folder.iterdir()] == [True]
+    assert not (campaign.workspace.directory / "logs" / "mlflow").exists()
+
+
 def test_replay_weighs_earlier_cases(play: Any, monkeypatch: Any) -> None:
     campaign = play(holdout_share="0")
     seen: list[Any] = []
@@ -404,7 +455,7 @@ def test_labels_are_prepared_before_their_round(play: Any) -> None:
     assert ahead.prepare(should_stop=lambda: True) == 0
     assert ahead.prepare() == 2
     entries = sorted((workspace.cache.directory / "entries").iterdir())
-    assert len(entries) == 4  # image and label of both
+    assert len(entries) == 5  # image and label of both, and the image whose label is gone
     assert ahead.prepare() == 0
     campaign.run()
     assert sorted((workspace.cache.directory / "entries").iterdir()) == entries

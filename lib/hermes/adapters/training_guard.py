@@ -98,11 +98,12 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
         hooks = GuardedTask.hooks
         if method != "train" or hooks is None:
             return AsyncTask.stop(method)
-        if not is_training() and not hooks.is_running():
+        began = hooks.is_running()
+        if not began and not is_training():
             return {"status": "IDLE", "detail": "No training is running."}
         hooks.stop.make()
         try:
-            ended = _run_ends_within(STOP_WAIT_S, hooks)
+            ended = _run_ends_within(STOP_WAIT_S, hooks, began=began)
             if not ended:
                 hooks.killed()
             if not _wait(lambda: not _has_process(), EXIT_WAIT_S if ended else 0):
@@ -121,9 +122,8 @@ def _run_training(request: Any, params: Any, force_sync: bool) -> tuple[Any, str
         raise HTTPException(status_code=error.status, detail=str(error)) from error
 
 
-def _run_ends_within(seconds: float, hooks: Hooks) -> bool:
+def _run_ends_within(seconds: float, hooks: Hooks, *, began: bool) -> bool:
     """Whether the round ends by itself in that time: its run is over, or its process ends before it begins one."""
-    began = False
 
     def ended() -> bool:
         nonlocal began
