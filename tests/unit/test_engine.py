@@ -1,16 +1,20 @@
 """The streaming engine against the definition: every unique window, averaged, all in memory."""
 
 import itertools
+import threading
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.profiler import profile
 
 import hermes.inference.engine
 from hermes.errors import BusyError, CancelledError
 from hermes.inference.engine import EngineSettings, Request, segment
+from hermes.inference.lanes import Lanes
 from hermes.inference.memory import Plan
 from hermes.inference.windows import Layout, axis_weights
 
@@ -162,6 +166,75 @@ def test_running_out_of_memory_in_a_slab_makes_slabs_smaller(monkeypatch, error)
     assert np.array_equal(result.labels, plain.labels)
     assert np.allclose(result.uncertainty, plain.uncertainty, atol=1e-5)
     assert result.image_uncertainty == pytest.approx(plain.image_uncertainty, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_lanes_side_by_side_change_nothing(batch) -> None:
+    array = volume()
+    settings = replace(SETTINGS, uncertainty_map=True, batch=batch)
+    plain = segment(FakeNet(), array, request(7), settings, device=CPU)
+    net = FakeNet()
+    result = segment(net, array, request(7), replace(settings, lanes=3), device=CPU)
+    assert sorted(net.passes) == [batch] * (24 // batch)
+    assert np.array_equal(result.labels, plain.labels)
+    assert np.array_equal(result.uncertainty_map, plain.uncertainty_map)
+    assert np.allclose(result.uncertainty, plain.uncertainty, atol=1e-6)
+    assert result.image_uncertainty == pytest.approx(plain.image_uncertainty, abs=1e-6)
+
+
+def test_lanes_give_up_their_windows_when_memory_runs_out() -> None:
+    class Crowded(FakeNet):
+        """Has memory for one window at a time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = threading.Semaphore(1)
+            self.failures = 0
+
+        def encode(self, image, *others, **more) -> FakeEncoded:
+            if not self.inside.acquire(blocking=False):
+                self.failures += 1
+                raise MemoryError
+            try:
+                time.sleep(0.02)  # long enough to meet the other lane
+                return super().encode(image, *others, **more)
+            finally:
+                self.inside.release()
+
+    array, net = volume((40, 40, 40)), Crowded()
+    result = segment(net, array, request(4), replace(SETTINGS, lanes=2), device=CPU)
+    assert net.failures >= 1
+    assert result.plan is not None
+    assert result.plan.batch == 1
+    assert np.array_equal(result.labels, segment(FakeNet(), array, request(4), SETTINGS, device=CPU).labels)
+
+
+def test_the_first_error_of_a_lane_is_raised_and_threads_end() -> None:
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError), Lanes(2) as lanes:
+        lanes.map(lambda value: 1 // value, [1, 0, 2])
+    assert threading.active_count() == before
+
+
+def test_lanes_record_no_gradients() -> None:
+    with Lanes(2) as lanes:
+        assert lanes.map(lambda _: torch.is_grad_enabled(), range(4)) == [False] * 4
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_weights_are_converted_once_for_all_windows() -> None:
+    layer = torch.nn.Linear(4, 4)
+
+    def run(_: int) -> int:
+        with torch.autocast("cpu", torch.bfloat16), profile() as records:
+            layer(torch.zeros(1, 4, dtype=torch.bfloat16))
+        return sum(record.name == "aten::_to_copy" for record in records.function_events)
+
+    with Lanes(1) as lanes:
+        first, *others = lanes.map(run, range(3))
+    assert first > 0
+    assert others == [0, 0]
 
 
 def test_other_errors_are_not_swallowed(monkeypatch) -> None:

@@ -4,9 +4,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hermes.device import in_fast_layout
 from hermes.model import DEFAULT_WIDTHS, NetworkConfig, build_network, contract
 from hermes.model.attention import BidirectionalAttention, PatchMerging, SemanticMap, head_count
-from hermes.model.blocks import ConvUnit, ResidualBlock, fast_instance_norm, fast_layout, upsample_to
+from hermes.model.blocks import (
+    ConvUnit,
+    ResidualBlock,
+    fast_instance_norm,
+    in_layout_of,
+    instance_norm,
+    upsample_to,
+)
 from hermes.model.fusion import CrossAttention
 
 
@@ -38,13 +46,62 @@ def test_upsampling_is_float32_under_autocast():
     assert torch.equal(inside, outside.bfloat16())
 
 
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
 def test_fast_norm_is_the_norm_in_both_layouts():
     x = 3 + 2 * torch.randn(2, 5, 8, 9, 10)
     expected = F.instance_norm(x, eps=1e-4)
-    for y in (x, fast_layout(x)):
+    for y in (x, channels_last(x)):
         torch.testing.assert_close(fast_instance_norm(y, 1e-4), expected, atol=1e-4, rtol=1e-4)
-    kept = fast_instance_norm(fast_layout(x), 1e-4)
+    kept = fast_instance_norm(channels_last(x), 1e-4)
     assert kept.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8, 9, 10), (1, 3, 64, 64, 64), (1, 4, 2, 1, 1)])
+def test_norm_is_exact_in_channels_last(shape):
+    generator = torch.Generator().manual_seed(0)
+    x = (
+        10
+        + torch.randn(shape, generator=generator)
+        * torch.tensor([1.0, 3, 0.1, 2, 1])[: shape[1], None, None, None]
+    )
+    x = x + torch.linspace(0, 3, shape[2])[:, None, None]  # planes differ
+    expected = F.instance_norm(x.double(), eps=1e-4).float()
+    with torch.no_grad():
+        y = instance_norm(channels_last(x), 1e-4)
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(y, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_norm_has_the_gradient_of_the_norm_in_channels_last():
+    x = torch.randn(1, 3, 4, 5, 6)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        y = x.clone(memory_format=layout).requires_grad_()
+        instance_norm(y, 1e-4).square().mul(torch.arange(6.0)).sum().backward()
+        gradients.append(y.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", ["hermes-r", "hermes-c"])
+def test_a_network_answers_the_same_in_its_fast_layout(name):
+    torch.manual_seed(0)
+    net = build_network(NetworkConfig(name, 8, tasks=3)).eval()
+    image, rows, modality = torch.randn(2, 1, 32, 16, 48), torch.tensor([[0, 2]] * 2), torch.tensor([0, 1])
+    with torch.no_grad():
+        plain = net(image, rows, modality).logits
+        fast = in_fast_layout(net, torch.device("cpu")).encode(image, rows, modality)
+    assert fast.features.is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(contract(fast.features, fast.class_weights), plain, atol=1e-3, rtol=1e-3)
+
+
+def test_the_layout_follows_the_weights():
+    conv, x = torch.nn.Conv3d(2, 2, 3), torch.randn(1, 2, 4, 4, 4)
+    assert in_layout_of(conv.weight, x) is x
+    conv = in_fast_layout(conv, torch.device("cpu"))
+    assert in_layout_of(conv.weight, x).is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_residual_block_skips_and_projects():

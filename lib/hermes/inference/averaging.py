@@ -64,10 +64,6 @@ class Averager:
         self._uniform = weighting == "uniform"
         self._weights = [torch.from_numpy(axis_weights(length, weighting)) for length in window]
 
-    def forget(self) -> None:
-        """Gives the memory back."""
-        self._buffers.clear()
-
     def average(self, pieces: Sequence[Piece], slab: Box) -> Float[Tensor, "n d h w"]:
         """The average over ``pieces`` in ``slab``, 0 where there is none; valid until the next call."""
         device = pieces[0].values.device

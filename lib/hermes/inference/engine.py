@@ -1,14 +1,17 @@
 """Sliding-window inference whose memory does not grow with tasks times volume.
 
-Windows are visited line by line (x fastest), each exactly once. What a window gave is kept in its smaller
-form: feature maps and classifier weights, or the probabilities where fewer tasks than channels were asked.
-As soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks are
+Windows are visited line by line (x fastest), each exactly once, on a CPU some side by side. What a window gave is
+kept in its smaller form: feature maps and classifier weights, or the probabilities where fewer tasks than channels
+were asked. As soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks are
 computed from what was kept, averaged over the windows, reduced to labels and a few sums, and forgotten.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from torch import Tensor
 from hermes.errors import BusyError, CancelledError
 from hermes.inference.averaging import Averager, Piece
 from hermes.inference.labelmap import Containers
+from hermes.inference.lanes import Lanes
 from hermes.inference.memory import (
     SMALLEST_SLAB_BYTES,
     OutOfMemory,
@@ -29,8 +33,8 @@ from hermes.inference.memory import (
     out_of_memory_as_one,
     plan_for,
 )
-from hermes.inference.reduction import Reduction
-from hermes.inference.windows import Box, Layout, Shape, Weighting, cut, is_air
+from hermes.inference.reduction import Reduction, SlabSummary
+from hermes.inference.windows import Box, Layout, Shape, Weighting, cut, is_air, slabs_of
 
 Precision = Literal["fp32", "bf16"]
 
@@ -56,6 +60,7 @@ class EngineSettings:
         overlap: of neighbouring windows, as a part of the window.
         weighting: of a window's voxels in the average.
         batch: windows per pass to begin with.
+        lanes: passes side by side, each with its share of the threads of a CPU.
         budget_bytes: for everything but the image, the network and its activations.
         skip_air: leave out windows that hold air only; their voxels are background.
         uncertainty_map: whether to make one.
@@ -66,6 +71,7 @@ class EngineSettings:
     overlap: float = 0.5
     weighting: Weighting = "uniform"
     batch: int = 1
+    lanes: int = 1
     budget_bytes: int = DEFAULT_BUDGET_BYTES
     skip_air: bool = True
     uncertainty_map: bool = False
@@ -142,7 +148,7 @@ def segment(
         BusyError: there is not enough memory even for the smallest plan.
     """
     run = _Run(net, array, request, settings, device, should_stop or _never)
-    with torch.inference_mode():
+    with run.lanes:
         return run.go(on_progress)
 
 
@@ -187,39 +193,46 @@ class _Run:
         self._is_gpu = device.type == "cuda"
         depth, height, width = (int(size) for size in array.shape)
         self.layout = Layout.over((depth, height, width), settings.window, settings.overlap)
+        self.visits = [
+            [(line, (z, y, x)) for line, y in enumerate(ys) for x in xs if self._is_wanted((z, y, x))]
+            for zs, ys, xs in [self.layout.starts]
+            for z in zs
+        ]
+        self.lanes = Lanes(min(settings.lanes, max(len(row) for row in self.visits)))
+        self.batch = (
+            max(1, settings.batch) * self.lanes.count
+        )  # windows at a time; the plan's when there is one
         self.reduction = Reduction(
             (depth, height, width), request.containers, with_map=settings.uncertainty_map
         )
         self.plan: Plan | None = None  # made when the first window has shown how wide the features are
         self.kept: dict[int, list[Piece]] = {}  # by number of the z interval
-        self.averager = Averager(len(request.rows), self.layout.window, settings.weighting)
+        self.averagers = threading.local()
 
     def go(self, on_progress: Callable[[int, int], None] | None) -> Segmentation:
         """Visits all windows, finishes every region as soon as it is final."""
-        zs, ys, xs = self.layout.starts
-        visits = {
-            (row, line): [(z, y, x) for x in xs if self._is_wanted((z, y, x))]
-            for row, z in enumerate(zs)
-            for line, y in enumerate(ys)
-        }
-        total, done = sum(len(starts) for starts in visits.values()), 0
-        for (row, line), starts in visits.items():
-            waiting = deque(starts)
+        total, done = sum(len(row) for row in self.visits), 0
+        for row, visits in enumerate(self.visits):
+            waiting, finished = deque(visits), 0
             while waiting:
                 self._check_stop()
-                wished = 1 if self.plan is None else self.plan.batch
-                batch = [waiting.popleft() for _ in range(min(wished, len(waiting)))]
+                batch = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
                 try:
                     with out_of_memory_as_one():
-                        self._visit(row, batch)
+                        self._visit(row, [start for _, start in batch])
                 except OutOfMemory as error:
                     self._make_smaller(error)
                     waiting.extendleft(reversed(batch))
                     continue
-                done += len(batch)
-                if on_progress is not None:
-                    on_progress(done, total)
-            self._finish(row, line)
+                for _ in batch:
+                    done += 1
+                    if on_progress is not None:
+                        on_progress(done, total)
+                while waiting and finished < waiting[0][0]:
+                    self._finish(row, finished)
+                    finished += 1
+            for line in range(finished, len(self.layout.starts[1])):
+                self._finish(row, line)
         reduced = self.reduction.result()
         values = {item.name: getattr(reduced, item.name) for item in dataclasses.fields(reduced)}
         skipped = len(self.layout) - total
@@ -241,9 +254,24 @@ class _Run:
         return part is None or not is_air(part, self.request.air_level)
 
     def _visit(self, row: int, batch: Sequence[Shape]) -> None:
-        """Runs some windows of one line and keeps what they gave; all of them or, out of memory, none."""
-        features, weights = self._encode(batch)
-        plan = self.plan or self._first_plan(features)
+        """Runs some windows of one row and keeps what they gave; all of them or, out of memory, none."""
+        share = -(-len(batch) // self.lanes.count)
+        parts = [batch[first : first + share] for first in range(0, len(batch), share)]
+        encoded = self.lanes.map(self._encode, parts)
+        plan = self.plan or self._first_plan(encoded[0][0])
+
+        def pieces_of(part: tuple[Sequence[Shape], tuple[Tensor, Tensor]]) -> list[tuple[int, Piece]]:
+            return self._pieces(row, part[0], *part[1], plan)
+
+        pieces = self.lanes.map(pieces_of, zip(parts, encoded, strict=True))
+        self.plan, self.batch = plan, plan.batch
+        for number, piece in itertools.chain(*pieces):
+            self.kept.setdefault(number, []).append(piece)
+
+    def _pieces(
+        self, row: int, batch: Sequence[Shape], features: Tensor, weights: Tensor, plan: Plan
+    ) -> list[tuple[int, Piece]]:
+        """What is kept of some windows, for each z interval that they reach."""
         if plan.on_cpu:
             features, weights = features.cpu(), weights.cpu()
         by_probability = weights.shape[1] < features.shape[1]  # the smaller of the two is kept
@@ -260,9 +288,7 @@ class _Run:
                     values = torch.empty(part.shape, dtype=dtype, device=part.device).copy_(part)
                     own = None if by_probability else weights[place]
                     pieces.append((number, Piece((low, y, x), low - z, values, own)))
-        self.plan = plan
-        for number, piece in pieces:
-            self.kept.setdefault(number, []).append(piece)
+        return pieces
 
     def _encode(self, batch: Sequence[Shape]) -> tuple[Tensor, Tensor]:
         """``features (b, c, d, h, w)`` as the network gives them, ``class_weights (b, n, c)`` float32."""
@@ -279,11 +305,12 @@ class _Run:
         windows = columns * (0.5 * lines + min(0.5 * lines + 0.5, 3.0))
         if len(self.layout.starts[0]) == 1:
             windows = columns * min(lines, 3)
+        windows += self.batch - 1
         channels = min(features.shape[1], len(self.request.rows))
         return plan_for(
             self.settings.budget_bytes,
             int(windows * channels * z_window * y_window * x_window),
-            batch=max(1, self.settings.batch),
+            batch=self.batch,
             device=self.device,
             native_half=features.dtype in (torch.bfloat16, torch.float16),
         )
@@ -296,6 +323,9 @@ class _Run:
         """
         if self.plan is not None:
             smaller = self.plan.smaller()
+        elif self.batch > 1:
+            self.batch //= 2
+            return
         else:  # not even one window was kept: the only thing to give up is keeping on the GPU
             smaller = Plan(1, SMALLEST_SLAB_BYTES, half=False, on_cpu=True) if self._is_gpu else None
         if smaller is None:
@@ -304,8 +334,8 @@ class _Run:
                 "memory on the device."
             )
             raise BusyError(msg) from error
-        self.plan = smaller
-        self.averager.forget()
+        self.plan, self.batch = smaller, smaller.batch
+        self.averagers = threading.local()
         if smaller.on_cpu:
             self.kept = {number: [piece.on_cpu() for piece in pieces] for number, pieces in self.kept.items()}
         if self._is_gpu:
@@ -328,23 +358,35 @@ class _Run:
 
     def _reduce(self, row: int, region: Box) -> None:
         """Averages and reduces a region slab by slab, in ever smaller slabs when memory runs out."""
-        (z, z_end), (y_start, y_end), x_range = region
-        y = y_start
-        while z < z_end and self.plan is not None:
-            self._check_stop()
-            voxels = max(1, self.plan.slab_bytes // (4 * len(self.request.rows)) // (x_range[1] - x_range[0]))
-            height = min(y_end - y, voxels)
-            # Several planes only when they are whole, so that slabs stay boxes.
-            depth = min(z_end - z, voxels // height) if height == y_end - y_start else 1
-            slab: Box = ((z, z + depth), (y, y + height), x_range)
-            pieces = [piece for piece in self.kept.get(row, []) if piece.overlap(slab) is not None]
-            try:
-                with out_of_memory_as_one():
-                    if pieces:
-                        self.reduction.add(self.averager.average(pieces, slab), slab)
-            except OutOfMemory as error:
-                self._make_smaller(error)
-                continue
-            y += height
-            if y >= y_end:
-                y, z = y_start, z + depth
+        waiting = [region] if self.kept.get(row) and self.plan is not None else []
+        while waiting and self.plan is not None:
+            voxels = max(1, self.plan.slab_bytes // (4 * len(self.request.rows)))
+            slabs = [slab for box in waiting for slab in slabs_of(box, voxels)]
+            summaries = self.lanes.map(functools.partial(self._reduce_slab, self.kept[row]), slabs)
+            waiting = []
+            for slab, summary in zip(slabs, summaries, strict=True):
+                if isinstance(summary, OutOfMemory):
+                    waiting.append(slab)
+                elif summary is not None:
+                    self.reduction.take(summary)
+            if waiting:
+                self._make_smaller(next(s for s in summaries if isinstance(s, OutOfMemory)))
+
+    def _reduce_slab(self, kept: Sequence[Piece], slab: Box) -> SlabSummary | OutOfMemory | None:
+        """What a slab was reduced to; None where no window saw it."""
+        self._check_stop()
+        pieces = [piece for piece in kept if piece.overlap(slab) is not None]
+        if not pieces:
+            return None
+        try:
+            with out_of_memory_as_one():
+                return self.reduction.summarise(self._averager().average(pieces, slab), slab)
+        except OutOfMemory as error:
+            return error
+
+    def _averager(self) -> Averager:
+        """The calling thread's own."""
+        if not hasattr(self.averagers, "own"):
+            self.averagers.own = Averager(len(self.request.rows), self.layout.window, self.settings.weighting)
+        averager: Averager = self.averagers.own
+        return averager

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hermes.cache import VolumeCache
 from hermes.checkpoint import Manifest
+from hermes.device import in_fast_layout, keep_freed_memory, return_freed_memory
 from hermes.errors import BadRequestError
 from hermes.inference.engine import (
     DEFAULT_BUDGET_BYTES,
@@ -29,6 +30,7 @@ from hermes.inference.engine import (
     segment,
 )
 from hermes.inference.labelmap import Containers
+from hermes.inference.lanes import lanes_for
 from hermes.inference.region import Region
 from hermes.inference.windows import Weighting, middle_window
 from hermes.labels.catalogue import canonical_key, describe
@@ -61,7 +63,7 @@ class Predictor:
     Passes of the network take turns per device; reading, preparing and restoring run side by side.
 
     Args:
-        net: has ``encode``; already on ``device``. It is put into eval mode.
+        net: has ``encode``. It is moved to ``device``, put into eval mode and into that device's memory layout.
         manifest: its label space, preparation and window.
         device: of the network.
         cache: of prepared images; None prepares anew each time.
@@ -94,12 +96,15 @@ class Predictor:
         self.preparation = preparation or manifest.preparation
         self.version = version or manifest.version
         self._cache = cache
-        self._net: Encoder = net.eval()  # type: ignore[assignment]  # nn.Module hides what it has
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._net: Encoder = in_fast_layout(net.eval(), self.device)  # type: ignore[assignment]  # nn.Module hides what it has
         self._settings = EngineSettings(
             window=manifest.window,
             overlap=overlap,
             weighting=weighting,
             batch=batch or (1 if self.device.type == "cpu" else 4),
+            lanes=lanes_for(self.device),
             budget_bytes=memory_bytes,
             precision=_precision(precision, self.device),
         )
@@ -153,16 +158,19 @@ class Predictor:
             air_level=prepared.record.air_level,
             roi=None if region is None else region.on(prepared.record.model_grid),
         )
-        with _turn(self.device, clock), clock("network"):
-            result = segment(
-                self._net,
-                prepared.array,
-                request,
-                replace(self._settings, uncertainty_map=uncertainty_map),
-                device=self.device,
-                on_progress=on_progress,
-                should_stop=should_stop,
-            )
+        try:
+            with _turn(self.device, clock), clock("network"):
+                result = segment(
+                    self._net,
+                    prepared.array,
+                    request,
+                    replace(self._settings, uncertainty_map=uncertainty_map),
+                    device=self.device,
+                    on_progress=on_progress,
+                    should_stop=should_stop,
+                )
+        finally:
+            return_freed_memory()
         return self._answer(prepared.record, result, names, tasks, decided, clock)
 
     def _prepare(self, source: Source, modality: Modality | None, frame: int | None) -> PreparedVolume:

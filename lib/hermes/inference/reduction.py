@@ -34,6 +34,29 @@ class Reduced:
     uncertainty_map: NDArray[np.float16] | None
 
 
+@dataclass(frozen=True, eq=False)
+class SlabSummary:
+    """What one slab came to; all but the first three are None where no task was active.
+
+    Attributes:
+        slab: where.
+        peaks: ``(n,)``: highest probability of each task.
+        active: tasks that reach :data:`BOUNDARY`.
+        entropy: per active task, summed bits.
+        voxels: per active task, how many were summed.
+        undecided: ``(d, h, w)`` bits, of all voxels or of those that enter the sums.
+        labels: ``(d, h, w)``; None when no task claims a voxel.
+    """
+
+    slab: Box
+    peaks: NDArray[np.float32]
+    active: list[int]
+    entropy: NDArray[np.float64] | None = None
+    voxels: NDArray[np.int64] | None = None
+    undecided: NDArray[np.float32] | None = None
+    labels: NDArray[np.int16] | None = None
+
+
 class Reduction:
     """Takes slabs in any order, each voxel once.
 
@@ -54,16 +77,15 @@ class Reduction:
         self._voxels = np.zeros(tasks, dtype=np.int64)
         self._undecided_sum, self._undecided_voxels = 0.0, 0
 
-    def add(self, probabilities: Float[Tensor, "n d h w"], slab: Box) -> None:
-        """Takes the final probabilities of ``slab``, which are **changed in place**.
+    def summarise(self, probabilities: Float[Tensor, "n d h w"], slab: Box) -> SlabSummary:
+        """What the final probabilities of ``slab`` come to; they are **changed in place**.
 
-        Nothing is taken when memory runs out on the way, so that the slab can be given again in parts.
+        Changes nothing else, so that it may run in several threads, and again in parts after memory ran out.
         """
         peaks = probabilities.flatten(1).amax(dim=1).cpu().numpy()
         active = np.flatnonzero(peaks >= BOUNDARY).tolist()
         if not active:
-            self._presence = np.maximum(self._presence, peaks)
-            return
+            return SlabSummary(slab, peaks, active)
         chosen = probabilities if len(active) == len(peaks) else probabilities[active]
         some = self._some(chosen, slab).contiguous()  # read often from here on
         entropy, voxels = _task_entropies(some)
@@ -74,17 +96,24 @@ class Reduction:
             some = chosen if len(claiming) == len(active) else chosen[claiming]
             labels = resolve(some, [active[number] for number in claiming], self._containers)
             labels = labels.to(torch.int16).cpu().numpy()
-        place = tuple(slice(low, high) for low, high in slab)
-        self._presence = np.maximum(self._presence, peaks)
-        self._entropy[active] += entropy
-        self._voxels[active] += voxels
+        return SlabSummary(slab, peaks, active, entropy, voxels, undecided, labels)
+
+    def take(self, summary: SlabSummary) -> None:
+        """Adds what one slab came to."""
+        self._presence = np.maximum(self._presence, summary.peaks)
+        undecided = summary.undecided
+        if undecided is None or summary.entropy is None or summary.voxels is None:
+            return
+        slab, place = summary.slab, tuple(slice(low, high) for low, high in summary.slab)
+        self._entropy[summary.active] += summary.entropy
+        self._voxels[summary.active] += summary.voxels
         if self._map is not None:
             self._map[place] = undecided
             undecided = self._some(undecided, slab)
         counted = undecided > 0
-        if labels is not None:
-            self._labels[place] = labels
-            counted |= self._some(labels, slab) > 0
+        if summary.labels is not None:
+            self._labels[place] = summary.labels
+            counted |= self._some(summary.labels, slab) > 0
         self._undecided_sum += float(undecided.sum(dtype=np.float64))
         self._undecided_voxels += int(counted.sum())
 
@@ -112,7 +141,7 @@ class Reduction:
 def _undecided_bits(chosen: Float[Tensor, "k d h w"]) -> NDArray[np.float32]:
     """Entropy of the task nearest to 0.5 where that is undecided, else 0."""
     # Entropy falls with the distance from 0.5, so the least decided task is found without a logarithm.
-    distance = _distance(chosen)
+    distance = (chosen - 0.5).abs_().amin(dim=0)
     bits = _bits(0.5 + distance).masked_fill_(distance > THRESHOLD - BOUNDARY, 0.0)
     values: NDArray[np.float32] = bits.cpu().numpy()
     return values
@@ -126,14 +155,6 @@ def _task_entropies(some: Float[Tensor, "k d h w"]) -> tuple[NDArray[np.float64]
     # Summed in float32 within a slab (asking for float64 copies everything), in float64 over slabs.
     sums = _bits(some).mul_(member).flatten(1).sum(dim=1)
     return sums.cpu().numpy().astype(np.float64), member.flatten(1).sum(dim=1).cpu().numpy()
-
-
-def _distance(chosen: Float[Tensor, "k d h w"]) -> Float[Tensor, "d h w"]:
-    """How far the least decided task is from 0.5, one task at a time: no second array of all of them."""
-    nearest = torch.full(chosen.shape[1:], 0.5, device=chosen.device)
-    for probabilities in chosen:
-        torch.minimum(nearest, (probabilities - 0.5).abs_(), out=nearest)
-    return nearest
 
 
 def _bits(probabilities: Tensor) -> Tensor:

@@ -73,6 +73,22 @@ class Layout:
         return starts[number], starts[number + 1] if number + 1 < len(starts) else self.size[axis]
 
 
+def slabs_of(box: Box, voxels: int) -> list[Box]:
+    """``box`` in slabs of about ``voxels`` voxels at most (one row along x at least), z slowest.
+
+    Several planes make a slab only when they are whole, so that slabs stay boxes.
+    """
+    (z, z_end), (y, y_end), x_range = box
+    rows = max(1, voxels // (x_range[1] - x_range[0]))
+    height = min(y_end - y, rows)
+    depth = min(z_end - z, rows // height) if height == y_end - y else 1
+    return [
+        ((first_z, min(first_z + depth, z_end)), (first_y, min(first_y + height, y_end)), x_range)
+        for first_z in range(z, z_end, depth)
+        for first_y in range(y, y_end, height)
+    ]
+
+
 def cut(array: Any, start: Shape, window: Shape) -> NDArray[np.float32]:
     """One window ``(d, h, w)``, zeros beyond the end of the array (the mean of a z-scored image)."""
     z, y, x = start

@@ -15,8 +15,34 @@ UNIT_NORM_EPS = 1e-4
 
 
 def instance_norm(x: Float[Tensor, "b c d h w"], eps: float) -> Float[Tensor, "b c d h w"]:
-    """``x`` with zero mean and unit variance per sample and channel; no affine part."""
+    """``x`` with zero mean and unit variance per sample and channel; no affine part.
+
+    Keeps the channels-last layout on a CPU where no gradient is asked for.
+    """
+    needs_gradient = torch.is_grad_enabled() and x.requires_grad
+    if _is_channels_last(x) and x.dtype == torch.float32 and not needs_gradient:
+        each = [_normalise_by_planes(sample, eps) for sample in x.split(1)]
+        return torch.cat(each) if len(each) > 1 else each[0]
     return F.instance_norm(x, eps=eps)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _normalise_by_planes(x: Float[Tensor, "1 c d h w"], eps: float) -> Float[Tensor, "1 c d h w"]:
+    """Instance norm of one channels-last sample, as exact as ``F.instance_norm`` and without its copies.
+
+    torch sums a channels-last array in one long chain of additions, which costs three digits in a large
+    volume. Sums over planes are short, and a plane stays in the cache while it is read twice.
+    """
+    planes = [torch.batch_norm_update_stats(plane, None, None, 0.0) for plane in x.split(1, dim=2)]
+    means = torch.stack([mean for mean, _ in planes])  # (d, c)
+    mean = means.mean(dim=0)
+    variance = torch.stack([variance for _, variance in planes]).mean(dim=0) + (means - mean).square().mean(
+        dim=0
+    )
+    return F.batch_norm(x, mean, variance, training=False, eps=eps)
 
 
 def fast_instance_norm(x: Float[Tensor, "b c d h w"], eps: float) -> Float[Tensor, "b c d h w"]:
@@ -27,18 +53,21 @@ def fast_instance_norm(x: Float[Tensor, "b c d h w"], eps: float) -> Float[Tenso
     there). Its channels-last kernel accumulates with less care, which costs the published networks their
     parity (1e-3 instead of 1e-4): they do not use this.
     """
-    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last_3d):
+    if _is_channels_last(x):
         each = [F.batch_norm(sample, None, None, training=True, eps=eps) for sample in x.split(1)]
         return torch.cat(each) if len(each) > 1 else each[0]
     return F.instance_norm(x, eps=eps)
 
 
-def fast_layout(x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
-    """``x`` in the memory layout in which its device convolves fastest (channels last on a CPU).
+def in_layout_of(weights: Tensor, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+    """``x`` in channels-last layout if the ``weights`` of the next convolution are; later layers keep it.
 
-    Values and shape are the same; later layers keep the layout they are given.
+    On a CPU that is the faster one: :func:`hermes.device.in_fast_layout` puts a network into it. In their
+    default layout the published networks repeat the published sums in the published order.
     """
-    return x.contiguous(memory_format=torch.channels_last_3d) if x.device.type == "cpu" else x
+    if weights.is_contiguous() or not weights.is_contiguous(memory_format=torch.channels_last_3d):
+        return x
+    return x.contiguous(memory_format=torch.channels_last_3d)
 
 
 def upsample_to(x: Float[Tensor, "b c d h w"], size: torch.Size) -> Float[Tensor, "b c d2 h2 w2"]:
@@ -76,12 +105,14 @@ class ConvUnit(nn.Module):
             channels_in, channels_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False
         )
 
+    def prepare(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+        """What the convolution sees."""
+        x = self.norm(x, UNIT_NORM_EPS)
+        return F.relu_(x) if self.activate else x
+
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c2 d2 h2 w2"]:
         """The convolved feature map."""
-        x = self.norm(x, UNIT_NORM_EPS)
-        if self.activate:
-            x = F.relu(x)
-        convolved: Tensor = self.conv(x)
+        convolved: Tensor = self.conv(self.prepare(x))
         return convolved
 
 
@@ -101,9 +132,13 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c2 d h w"]:
-        """``unit2(unit1(x)) + shortcut(x)``."""
-        y: Tensor = self.unit2(self.unit1(x)) + self.shortcut(x)
-        return y
+        """``unit2(unit1(x)) + shortcut(x)``; a shortcut that is a unit sees what the first unit sees."""
+        prepared = self.unit1.prepare(x)
+        beside = self.shortcut.conv(prepared) if isinstance(self.shortcut, ConvUnit) else x
+        inner: Tensor = self.unit1.conv(prepared)
+        del prepared  # the largest array here, when no gradient keeps it
+        y: Tensor = self.unit2(inner)
+        return y.add_(beside) if y.dtype == beside.dtype else y + beside  # autocast may give two types
 
 
 class Mlp(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hermes.model.blocks import ConvUnit, ResidualBlock, fast_layout, upsample_to
+from hermes.model.blocks import ConvUnit, ResidualBlock, in_layout_of, upsample_to
 from hermes.model.fusion import PriorFusion
 from hermes.model.priors import Prompt
 from hermes.model.universal import BackboneOutput
@@ -87,7 +87,7 @@ class CompactBackbone(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 1 d h w"], prompt: Prompt) -> BackboneOutput:
         """Full-resolution features and the posterior tokens of the five fusion levels."""
-        x1 = fast_layout(self.stem(image))  # (b, c, d, h, w)
+        x1 = in_layout_of(self.up4.block.unit1.conv.weight, self.stem(image))  # (b, c, d, h, w)
         x2 = self.down1(x1)  # (b, 3c, d/2, h/2, w/2)
         x3, p3 = self.fusions[0](self.down2(x2), prompt)  # (b, 6c, d/4, ...)
         x4, p4 = self.fusions[1](self.down3(x3), prompt)  # (b, 8c, d/8, ...)

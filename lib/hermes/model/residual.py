@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hermes.model.blocks import ResidualBlock, upsample_to
+from hermes.model.blocks import ResidualBlock, in_layout_of, upsample_to
 from hermes.model.fusion import PriorFusion
 from hermes.model.priors import Prompt
 from hermes.model.universal import BackboneOutput
@@ -82,7 +82,8 @@ class ResidualBackbone(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 1 d h w"], prompt: Prompt) -> BackboneOutput:
         """Full-resolution features and the posterior tokens of the five fusion levels."""
-        x1 = self.stem_block(self.stem(image))  # (b, c, d, h, w)
+        x1 = in_layout_of(self.stem_block.unit1.conv.weight, self.stem(image))  # (b, c, d, h, w)
+        x1 = self.stem_block(x1)
         x2 = self.down1(x1)  # (b, 2c, d/2, h/2, w/2)
         x3, p3 = self.fusions[0](self.down2(x2), prompt)  # (b, 4c, d/4, ...)
         x4, p4 = self.fusions[1](self.down3(x3), prompt)  # (b, 8c, d/8, ...)

@@ -15,7 +15,7 @@ import torch
 from pytorch_optimizer import Lamb
 from torch import nn
 
-from hermes.device import in_fast_layout
+from hermes.device import in_fast_layout, keep_freed_memory
 from hermes.errors import CancelledError
 from hermes.training.backward import batch_loss, choose_backward
 from hermes.training.cases import TrainingCase
@@ -127,6 +127,8 @@ class _Run:
     ) -> None:  # fmt: skip
         self.recipe, self.device, self.team, self.sampler, self.parts = recipe, device, team, sampler, parts
         self.share = team.share(recipe.batch_size)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.net = in_fast_layout(net.train(), device)
         team.same_start(net)
         self._teacher = teacher
