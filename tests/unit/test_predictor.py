@@ -99,7 +99,7 @@ def test_labels_counts_and_volumes_are_those_of_the_images_own_grid() -> None:
     assert result.model_version == "v7"
     assert (result.modality, result.modality_source) == (Modality.CT, "dicom")
     assert result.windows > 0
-    assert {"prepare", "network", "restore", "total"} <= set(result.timings_s)
+    assert {"prepare", "network", "reduce", "restore", "total"} <= set(result.timings_s)
 
 
 def test_absent_structures_say_so() -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ class Segmentation:
         windows: visited.
         windows_skipped: left out.
         plan: that the run ended with; None when no window was visited.
+        network_s: wall seconds of the passes of the network.
+        reduce_s: wall seconds from what was kept to labels.
     """
 
     labels: NDArray[Any]
@@ -120,6 +123,8 @@ class Segmentation:
     windows: int
     windows_skipped: int
     plan: Plan | None
+    network_s: float
+    reduce_s: float
 
 
 def segment(
@@ -208,6 +213,7 @@ class _Run:
         self.plan: Plan | None = None  # made when the first window has shown how wide the features are
         self.kept: dict[int, list[Piece]] = {}  # by number of the z interval
         self.averagers = threading.local()
+        self.network_s = self.reduce_s = 0.0
 
     def go(self, on_progress: Callable[[int, int], None] | None) -> Segmentation:
         """Visits all windows, finishes every region as soon as it is final."""
@@ -236,7 +242,10 @@ class _Run:
         reduced = self.reduction.result()
         values = {item.name: getattr(reduced, item.name) for item in dataclasses.fields(reduced)}
         skipped = len(self.layout) - total
-        return Segmentation(**values, windows=total, windows_skipped=skipped, plan=self.plan)
+        return Segmentation(
+            **values, windows=total, windows_skipped=skipped, plan=self.plan,
+            network_s=self.network_s, reduce_s=self.reduce_s,
+        )  # fmt: skip
 
     def _check_stop(self) -> None:
         if self.should_stop():
@@ -255,6 +264,7 @@ class _Run:
 
     def _visit(self, row: int, batch: Sequence[Shape]) -> None:
         """Runs some windows of one row and keeps what they gave; all of them or, out of memory, none."""
+        started = time.perf_counter()
         share = -(-len(batch) // self.lanes.count)
         parts = [batch[first : first + share] for first in range(0, len(batch), share)]
         encoded = self.lanes.map(self._encode, parts)
@@ -267,6 +277,7 @@ class _Run:
         self.plan, self.batch = plan, plan.batch
         for number, piece in itertools.chain(*pieces):
             self.kept.setdefault(number, []).append(piece)
+        self.network_s += time.perf_counter() - started
 
     def _pieces(
         self, row: int, batch: Sequence[Shape], features: Tensor, weights: Tensor, plan: Plan
@@ -343,6 +354,7 @@ class _Run:
 
     def _finish(self, row: int, line: int) -> None:
         """Reduces what became final with the last window of a line, and forgets what no later one needs."""
+        started = time.perf_counter()
         region = [self.layout.interval(0, row), self.layout.interval(1, line), (0, self.layout.size[2])]
         if self.request.roi is not None:
             region = [
@@ -355,6 +367,7 @@ class _Run:
         last_line = line + 1 == len(self.layout.starts[1])
         end = self.layout.interval(1, line)[1]
         self.kept[row] = [] if last_line else [piece for piece in self.kept.get(row, []) if piece.end_y > end]
+        self.reduce_s += time.perf_counter() - started
 
     def _reduce(self, row: int, region: Box) -> None:
         """Averages and reduces a region slab by slab, in ever smaller slabs when memory runs out."""

@@ -159,7 +159,7 @@ class Predictor:
             roi=None if region is None else region.on(prepared.record.model_grid),
         )
         try:
-            with _turn(self.device, clock), clock("network"):
+            with _turn(self.device, clock):
                 result = segment(
                     self._net,
                     prepared.array,
@@ -171,6 +171,8 @@ class Predictor:
                 )
         finally:
             return_freed_memory()
+        clock.add("network", result.network_s)
+        clock.add("reduce", result.reduce_s)
         return self._answer(prepared.record, result, names, tasks, decided, clock)
 
     def _prepare(self, source: Source, modality: Modality | None, frame: int | None) -> PreparedVolume:
@@ -317,7 +319,11 @@ class _Clock:
         try:
             yield
         finally:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - begin
+            self.add(stage, time.perf_counter() - begin)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Adds what a stage measured itself."""
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
 
     def timings_s(self) -> dict[str, float]:
         """Seconds per stage so far, and in all."""

@@ -17,7 +17,9 @@ from hermes.inference.windows import Box, Shape
 BOUNDARY = 0.1
 """From this probability on a voxel belongs to a structure or to its boundary."""
 DENSE_VOXELS = 64 * 64
-"""In planes up to this size every voxel enters the entropies; in larger ones every second row and column."""
+"""In planes up to this size every voxel enters the entropies; in larger ones every second row and column, and
+every second plane of a stack of more than :data:`DENSE_PLANES`."""
+DENSE_PLANES = 32
 
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[Any], Tensor)
@@ -71,7 +73,8 @@ class Reduction:
         self._containers = containers
         self._labels: NDArray[Any] = np.zeros(size, dtype=np.uint8 if tasks < 256 else np.uint16)
         self._map = np.zeros(size, dtype=np.float16) if with_map else None
-        self._stride = 1 if size[1] * size[2] <= DENSE_VOXELS else 2
+        dense = size[1] * size[2] <= DENSE_VOXELS
+        self._strides = (1 if dense or size[0] <= DENSE_PLANES else 2, *([1, 1] if dense else [2, 2]))
         self._presence = np.zeros(tasks, dtype=np.float32)
         self._entropy = np.zeros(tasks, dtype=np.float64)
         self._voxels = np.zeros(tasks, dtype=np.int64)
@@ -134,8 +137,8 @@ class Reduction:
 
     def _some(self, array: ArrayOrTensor, slab: Box) -> ArrayOrTensor:
         """The voxels that enter the sums, of ``(..., d, h, w)``: the same ones, however slabs are cut."""
-        y, x = (slice(-low % self._stride, None, self._stride) for low, _ in slab[1:])
-        return array[..., y, x]
+        z, y, x = (slice(-low % step, None, step) for (low, _), step in zip(slab, self._strides, strict=True))
+        return array[..., z, y, x]
 
 
 def _undecided_bits(chosen: Float[Tensor, "k d h w"]) -> NDArray[np.float32]:
