@@ -122,6 +122,10 @@ class SampleThreads:
         for _, gradients in done:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
+                    if (
+                        gradient.stride() != parameter.stride()
+                    ):  # the fused optimiser pairs them as they lie in memory
+                        gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return float(sum(loss for loss, _ in done))
 

@@ -81,7 +81,8 @@ class Team:
         first = 0
         for parameter in reached:
             part = flat[first : first + parameter.numel()].view(parameter.shape)
-            parameter.grad = part.clone(memory_format=torch.preserve_format)
+            # In the parameter's own memory layout: the fused optimiser pairs the two as they lie in memory.
+            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(part)
             first += parameter.numel()
 
 
