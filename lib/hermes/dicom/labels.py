@@ -89,7 +89,7 @@ class Segment:
         sop_instance_uid: the object it comes from.
         number: segment or ROI number in that object.
         exact: False when the object lies on another grid and was resampled (nearest voxel).
-        voxels_outside: drawn voxels beyond the edge of the image, which are lost.
+        voxels_outside: drawn voxels of a SEG beyond the edge of the image, which are lost.
     """
 
     name: str

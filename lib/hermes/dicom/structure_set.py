@@ -39,7 +39,7 @@ def read_structure_set(dataset: Any, target: Target) -> ReadObject:
         number = int(roi.ROINumber)
         name = name_of(str(roi.get("ROIName", "") or ""), observations.get(number, {}), target.structures)
         check_frame_of_reference(str(roi.get("ReferencedFrameOfReferenceUID", "") or ""), dataset, target)
-        mask, outside = _mask(contours.get(number), target)
+        mask = _mask(contours.get(number), target)
         if not mask.count:
             empty.append(name)
             continue
@@ -56,28 +56,27 @@ def read_structure_set(dataset: Any, target: Target) -> ReadObject:
                 created=creation_time(dataset),
                 sop_instance_uid=str(dataset.get("SOPInstanceUID", "")),
                 number=number,
-                voxels_outside=outside,
             )
         )
     names = {segment.name for segment in drawn}
     return ReadObject(unite(drawn), (), tuple(name for name in dict.fromkeys(empty) if name not in names))
 
 
-def _mask(item: Any, target: Target) -> tuple[Mask, int]:
-    """The voxels inside the contours of one structure, and 0: what lies outside the image is not counted."""
+def _mask(item: Any, target: Target) -> Mask:
+    """The voxels inside the contours of one structure."""
     depth, height, width = target.grid.shape
     planes: dict[int, NDArray[np.uint8]] = defaultdict(lambda: np.zeros((height, width + 1), dtype=np.uint8))
     for z, polygon in _polygons(item, target):
         if 0 <= z < depth:
             _flip_inside(planes[z], polygon)
     if not planes:
-        return Mask((0, 0, 0), np.zeros((0, 0, 0), dtype=np.bool_)), 0
+        return Mask((0, 0, 0), np.zeros((0, 0, 0), dtype=np.bool_))
     first = min(planes)
     stack = np.zeros((max(planes) - first + 1, height, width), dtype=np.bool_)
     for z, flips in planes.items():
         stack[z - first] = np.bitwise_xor.accumulate(flips, axis=1)[:, :width] != 0
     inside = Mask.of(stack)
-    return Mask((inside.start[0] + first, *inside.start[1:]), inside.voxels), 0
+    return Mask((inside.start[0] + first, *inside.start[1:]), inside.voxels)
 
 
 def _polygons(item: Any, target: Target) -> Iterator[tuple[int, NDArray[np.float64]]]:
