@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ import hermes.inference.engine
 from hermes.errors import BusyError, CancelledError
 from hermes.inference.engine import EngineSettings, Request, segment
 from hermes.inference.lanes import Lanes
-from hermes.inference.memory import Plan
+from hermes.inference.memory import Plan, empty_apart
 from hermes.inference.windows import Layout, axis_weights
 
 torch.set_num_threads(1)
@@ -272,6 +273,20 @@ def test_air_is_skipped_and_stays_background() -> None:
     every = segment(FakeNet(), array, request(2, air_level=-2.5), SETTINGS, device=CPU)
     assert np.array_equal(every.labels[:, :, :64], result.labels[:, :, :64])
     assert (every.windows, every.windows_skipped) == (9, 0)
+
+
+def test_memory_apart_goes_back_when_the_tensor_goes() -> None:
+    resident = psutil.Process().memory_info
+    tensor = empty_apart((64, 1024, 1024), torch.float16, CPU).fill_(3)
+    assert (tensor.shape, tensor.dtype, float(tensor.sum(dtype=torch.float64))) == (
+        (64, 1024, 1024),
+        torch.float16,
+        3 * 2**26,
+    )
+    full = resident().rss
+    del tensor
+    assert full - resident().rss > 120 * 2**20
+    assert empty_apart((0, 3), torch.float32, CPU).shape == (0, 3)
 
 
 def test_an_empty_image_needs_no_pass() -> None:

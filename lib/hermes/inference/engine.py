@@ -31,6 +31,7 @@ from hermes.inference.memory import (
     SMALLEST_SLAB_BYTES,
     OutOfMemory,
     Plan,
+    empty_apart,
     out_of_memory_as_one,
     plan_for,
 )
@@ -296,7 +297,7 @@ class _Run:
             for place, (z, y, x) in enumerate(batch):
                 part = features[place, :, low - z : high - z]
                 if part.shape[1] > 0:  # a copy of its own, so that each interval can be forgotten alone
-                    values = torch.empty(part.shape, dtype=dtype, device=part.device).copy_(part)
+                    values = empty_apart(part.shape, dtype, part.device).copy_(part)
                     own = None if by_probability else weights[place]
                     pieces.append((number, Piece((low, y, x), low - z, values, own)))
         return pieces

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import mmap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 SMALLEST_SLAB_BYTES = 64 * 1024
 """A slab that does not fit at this size is not what fills the memory."""
@@ -65,6 +68,21 @@ def plan_for(
     half = native_half or 4 * kept_values > left
     too_large = (2 if half else 4) * kept_values > left
     return Plan(batch=batch, slab_bytes=slab, half=half, on_cpu=device.type == "cpu" or too_large)
+
+
+def empty_apart(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor; on a CPU in pages of its own, which go back to the system when it is freed.
+
+    What is kept for long between the activations of many passes would else leave a heap full of holes.
+    """
+    count = math.prod(shape)
+    if device.type != "cpu" or count == 0:
+        return torch.empty(shape, dtype=dtype, device=device)
+    try:
+        pages = mmap.mmap(-1, count * dtype.itemsize)
+    except OSError as error:  # no more memory, or no more mappings
+        raise MemoryError from error
+    return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)
 
 
 @contextmanager
