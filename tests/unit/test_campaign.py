@@ -73,7 +73,10 @@ def test_images_are_described_and_quarantined(campaign: Campaign) -> None:
     assert campaign.labels_since_last_training() == 0
     campaign.quarantine("a", None)
     assert campaign.labels_since_last_training() == 1
-    for call in (lambda: campaign.describe_image("x", content_hash="h"), lambda: campaign.quarantine("x", "y")):
+    for call in (
+        lambda: campaign.describe_image("x", content_hash="h"),
+        lambda: campaign.quarantine("x", "y"),
+    ):
         with pytest.raises(NotFoundError, match="'x'"):
             call()
 

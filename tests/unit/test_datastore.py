@@ -30,8 +30,8 @@ class Folder:
 
     def open(self) -> HermesLocalDatastore:
         return HermesLocalDatastore(
-            str(self.root), structures=lambda: ("liver",), confirm=lambda new: None, archive=self.archive, record=self.record, auto_reload=False,
-            read_only=False, withdraw=self.campaign.withdraw_label,
+            str(self.root), structures=lambda: ("liver",), confirm=lambda new: None, archive=self.archive,
+            record=self.record, auto_reload=False, read_only=False, withdraw=self.campaign.withdraw_label,
         )  # fmt: skip
 
     def record(

@@ -22,7 +22,9 @@ class Recording(PatchSampler):
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
         labels = rng.integers(0, 2, (20, 20, 20)).astype(np.uint8)
-        case = TrainingCase(CaseId("a"), rng.normal(size=labels.shape).astype(np.float32), labels, {0: 1}, None)
+        case = TrainingCase(
+            CaseId("a"), rng.normal(size=labels.shape).astype(np.float32), labels, {0: 1}, None
+        )
         super().__init__([case], patch=(16, 16, 16), batch_size=2, seed=0)
         self.drawn: list[tuple[int, str]] = []
 

@@ -51,20 +51,20 @@ class TensorBoardMonitor:
         except ImportError as error:
             msg = "Curves for TensorBoard need the package `tensorboard`: pip install tensorboard."
             raise HermesError(msg) from error
-        self._writer = SummaryWriter(str(directory))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(directory))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to every curve."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, step)
 
     def overlay(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Add a picture under ``overlay/<name>``."""
-        self._writer.add_image(f"overlay/{name}", image, step, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._writer.add_image(f"overlay/{name}", image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class MlflowMonitor:
