@@ -188,6 +188,7 @@ def running_server(studies: Path, conf: Mapping[str, str], log: Path) -> Iterato
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
 
 def _wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -92,7 +92,7 @@ def test_out_of_memory_makes_parts_with_the_same_gradient(fits: int, tried: list
     one, other = gradients(whole), gradients(small.inner)
     assert set(one) == set(other)
     for name, gradient in one.items():
-        torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=2e-6, msg=name)
+        torch.testing.assert_close(other[name], gradient, rtol=2e-2, atol=1e-4, msg=name)
     small.seen.clear()
     backward(small, given, precision="fp32")
     assert small.seen == [fits] * (4 // fits)  # what did not fit is not tried again
