@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ PLAIN_WIDTH = 200
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
+    # Before torch is loaded: threads that spin while they wait take the cores from each other (docs/BENCHMARKS.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = _parser().parse_args(arguments)
     try:
         status: int = given.run(given)
