@@ -138,7 +138,10 @@ def cache(options: argparse.Namespace) -> None:
         path = Path(folder) / "image.nii.gz"
         case = make_case("PhantomAbdomenCT", 0, size="large", plain_axes=True)
         nibabel.save(
-            nibabel.Nifti1Image(case.image.array.transpose(2, 1, 0), case.image.grid.affine_ras), path
+            nibabel.Nifti1Image(
+                case.image.transpose(2, 1, 0), Grid(case.labels.shape, case.affine).affine_ras
+            ),
+            path,
         )
         for _ in range(options.repeats):
             predictor = Predictor(net, manifest, cache=VolumeCache(Path(folder) / "cache"))
@@ -147,7 +150,7 @@ def cache(options: argparse.Namespace) -> None:
                 for _ in range(2)
             )
             print(
-                f"{case.image.array.shape}: first {first:.3f} s, second {second:.4f} s, {first / second:.0f} times faster"
+                f"{case.image.shape}: first {first:.3f} s, second {second:.4f} s, {first / second:.0f} times faster"
             )
             for entry in sorted((Path(folder) / "cache").rglob("*"), reverse=True):
                 entry.rmdir() if entry.is_dir() else entry.unlink()
@@ -203,17 +206,20 @@ def precision(options: argparse.Namespace) -> None:
     net, manifest = load_checkpoint(STARTER)
     table: dict[str, list[float]] = {"fp32": [], "bf16": [], "one against the other": []}
     for number in range(4):
-        case = make_case("PhantomAbdomenCT", 900 + number, size="small")
-        names = [name for name in case.labels.names.values() if name in manifest.label_space.structures()]
-        answers = {}
-        for kind in ("fp32", "bf16"):
-            answers[kind] = Predictor(net, manifest, precision=kind).predict(case.image, names).label_map
-        for value, name in case.labels.names.items():
-            if name in names:
-                masks = {k: m.array == names.index(name) + 1 for k, m in answers.items()}
-                for kind, mask in masks.items():
-                    table[kind].append(dice(mask, case.labels.array == value))
-                table["one against the other"].append(dice(masks["fp32"], masks["bf16"]))
+        case = make_case("PhantomAbdomenCT", 900 + number)
+        volume = Volume(case.image, Grid(case.labels.shape, case.affine), case.modality, "caller", 1.0)
+        values = {v: name for v, name in case.names.items() if name in manifest.label_space.structures()}
+        answers = {
+            kind: Predictor(net, manifest, precision=kind)
+            .predict(volume, list(values.values()))
+            .label_map.array
+            for kind in ("fp32", "bf16")
+        }
+        for place, value in enumerate(values, start=1):
+            masks = {kind: labels == place for kind, labels in answers.items()}
+            for kind, mask in masks.items():
+                table[kind].append(dice(mask, case.labels == value))
+            table["one against the other"].append(dice(masks["fp32"], masks["bf16"]))
     for kind, values in table.items():
         print(f"{kind}: mean Dice {np.nanmean(values):.4f} over {len(values)} structures")
 

@@ -15,7 +15,7 @@ from torch.autograd.profiler import profile
 import hermes.inference.engine
 from hermes.errors import BusyError, CancelledError
 from hermes.inference.engine import EngineSettings, Request, segment
-from hermes.inference.lanes import Lanes
+from hermes.inference.lanes import Lanes, lanes_for
 from hermes.inference.memory import Plan, empty_apart
 from hermes.inference.windows import Layout, axis_weights
 
@@ -215,6 +215,12 @@ def test_the_first_error_of_a_lane_is_raised_and_threads_end() -> None:
     with pytest.raises(ZeroDivisionError), Lanes(2) as lanes:
         lanes.map(lambda value: 1 // value, [1, 0, 2])
     assert threading.active_count() == before
+
+
+def test_lanes_are_for_small_windows_on_cpus(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert lanes_for(CPU, (64, 64, 96)) == 4
+    assert lanes_for(CPU, (96, 96, 96)) == lanes_for(torch.device("cuda"), (32, 32, 32)) == 1
 
 
 def test_lanes_record_no_gradients() -> None:

@@ -6,6 +6,7 @@ the slowest core. Two windows side by side do (docs/BENCHMARKS.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -13,16 +14,21 @@ from typing import TypeVar
 
 import torch
 
+from hermes.inference.windows import Shape
+
 MOST_LANES = 4
-"""Each lane holds the activations of a window."""
+MOST_VOXELS = 80**3
+"""Windows up to this size gain from lanes. Larger ones keep the cores busy alone, and each lane holds the activations
+of a window."""
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def lanes_for(device: torch.device) -> int:
-    """How many lanes suit a device: one on a GPU, one per thread up to :data:`MOST_LANES` on a CPU."""
-    return min(MOST_LANES, torch.get_num_threads()) if device.type == "cpu" else 1
+def lanes_for(device: torch.device, window: Shape) -> int:
+    """How many lanes suit: on a CPU one per thread up to :data:`MOST_LANES` for small windows, else one."""
+    small = device.type == "cpu" and math.prod(window) <= MOST_VOXELS
+    return min(MOST_LANES, torch.get_num_threads()) if small else 1
 
 
 class Lanes:

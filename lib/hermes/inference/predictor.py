@@ -104,7 +104,7 @@ class Predictor:
             overlap=overlap,
             weighting=weighting,
             batch=batch or (1 if self.device.type == "cpu" else 4),
-            lanes=lanes_for(self.device),
+            lanes=lanes_for(self.device, manifest.window),
             budget_bytes=memory_bytes,
             precision=_precision(precision, self.device),
         )
