@@ -14,8 +14,10 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +43,8 @@ from hermes.types import Modality
 
 __all__ = ["LazyArray", "PreparedVolume", "VolumeCache"]
 
+RECENT_BYTES = 256 * 2**20
+"""Prepared images that are kept in memory as well, those used last."""
 CHUNK = 64
 """Voxels per side of a chunk: a training patch of 128 touches at most 27 of them."""
 TOUCH_AFTER_S = 30.0
@@ -104,6 +108,8 @@ class VolumeCache:
     def __init__(self, directory: str | os.PathLike[str], *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self.directory = Path(directory)
         self.limit_bytes = limit_bytes
+        self._recent: OrderedDict[str, PreparedVolume] = OrderedDict()
+        self._recent_lock = threading.Lock()
         for part in ("entries", "partial", "digests", "locks"):
             (self.directory / part).mkdir(parents=True, exist_ok=True)
 
@@ -116,7 +122,7 @@ class VolumeCache:
         frame: int | None = None,
         lazy: bool = False,
     ) -> PreparedVolume:
-        """The prepared image, from disk when it was prepared before.
+        """The prepared image, from memory or disk when it was prepared before; not to be changed.
 
         Args:
             source: a file or DICOM folder, or an image in memory.
@@ -129,6 +135,8 @@ class VolumeCache:
             BadImageError: the image cannot be read or used.
         """
         key = self._key(source, spec, modality, frame)
+        if not lazy and (recent := self._recall(key)) is not None:
+            return recent
 
         def make(partial: Path) -> PreparedVolume:
             result = prepare(_read(source, modality, frame), spec)
@@ -141,7 +149,24 @@ class VolumeCache:
             array = LazyArray(entry, "image.zarr")
             return PreparedVolume(array if lazy else array[...], record)
 
-        return self._get(key, make, load, keep_made=not lazy)
+        result = self._get(key, make, load, keep_made=not lazy)
+        if not lazy:
+            self._remember(key, result)
+        return result
+
+    def _recall(self, key: str) -> PreparedVolume | None:
+        with self._recent_lock:
+            if key not in self._recent or not _touch(self.directory / "entries" / key):
+                return None
+            self._recent.move_to_end(key)
+            return self._recent[key]
+
+    def _remember(self, key: str, volume: PreparedVolume) -> None:
+        """Keep the image in memory: the one that somebody works on is asked for again and again."""
+        with self._recent_lock:
+            self._recent[key] = volume
+            while sum(kept.array.nbytes for kept in self._recent.values()) > RECENT_BYTES:
+                self._recent.popitem(last=False)
 
     def prepared_labels(
         self,
@@ -307,8 +332,9 @@ def _touch(entry: Path) -> bool:
     """Renews the time of last use; False when the entry is not there."""
     mark = entry / "entry.json"
     try:
-        if time.time() - mark.stat().st_mtime > TOUCH_AFTER_S:
-            os.utime(mark)
+        now = time.time()
+        if now - mark.stat().st_mtime > TOUCH_AFTER_S:
+            os.utime(mark, (now, now))  # the kernel's own clock ticks in milliseconds
     except FileNotFoundError:
         return False
     return True

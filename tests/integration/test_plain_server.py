@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,11 +73,20 @@ def test_plain_start_server(phantoms: dict[str, Any], tiny_model: Path, tmp_path
 
 @pytest.mark.parametrize(
     ("conf", "words"),
-    [(("labels_pr_round", "3"), "labels_per_round"), (("device", "cuda:99"), "GPUs")],
+    [
+        (("labels_pr_round", "3"), "labels_per_round"),
+        (("device", "cuda:99"), "GPUs"),
+        (("model", "damaged"), "was changed or damaged"),
+    ],
 )
 def test_wrong_settings_end_the_start_with_the_reason(
-    conf: tuple[str, str], words: str, tmp_path: Path
+    conf: tuple[str, str], words: str, tiny_model: Path, tmp_path: Path
 ) -> None:
+    if conf[1] == "damaged":
+        model = shutil.copytree(tiny_model, tmp_path.parent / f"{tmp_path.name}-model")
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        conf = (conf[0], str(model))
     ended = subprocess.run(
         command(tmp_path, free_port(), "--conf", *conf),
         capture_output=True,

@@ -91,6 +91,21 @@ def test_volumes_in_memory_are_cached_too(tmp_path, preparations) -> None:
     assert len(preparations) == 2
 
 
+def test_recent_images_stay_in_memory_up_to_a_limit(tmp_path, preparations, monkeypatch) -> None:
+    paths = [save(tmp_path / f"{seed}.nii.gz", seed) for seed in range(2)]
+    cache = VolumeCache(tmp_path / "cache")
+    first = cache.prepared(paths[0], SPEC)
+    assert cache.prepared(paths[0], SPEC) is first
+    monkeypatch.setattr(hermes.cache, "RECENT_BYTES", first.array.nbytes)
+    cache.prepared(paths[1], SPEC)  # takes the place of the first
+    again = cache.prepared(paths[0], SPEC)
+    assert again is not first
+    assert np.array_equal(again.array, first.array)
+    assert len(preparations) == 2
+    cache.clear()
+    assert cache.prepared(paths[0], SPEC) is not again  # what was removed is not remembered
+
+
 def test_least_recently_used_goes_first(tmp_path, preparations, monkeypatch) -> None:
     monkeypatch.setattr(hermes.cache, "TOUCH_AFTER_S", -1.0)
     paths = [save(tmp_path / f"{seed}.nii.gz", seed) for seed in range(3)]

@@ -218,3 +218,17 @@ def test_overlaps_follow_the_stated_rule() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(BadRequestError, match="precision"):
         Predictor(Bright(), MANIFEST, precision="fp8")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 16, 16), (8, 8, 8), (16, 16, 16), (17, 3, 40)])
+def test_tiny_volumes_are_padded_to_the_window(shape):
+    torch.manual_seed(0)
+    net = build_network(MANIFEST.network)
+    seen = []
+    net.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    array = np.random.default_rng(0).normal(40, 300, shape).astype(np.float32)
+    volume = Volume(array, Grid.from_axes(shape, (0, 0, 0), (3, 3, 3)), Modality.CT, "caller", 1.0)
+    prediction = Predictor(net, MANIFEST).predict(volume, ["spleen"])
+    assert prediction.label_map.array.shape == shape
+    assert set(seen) <= {(32, 32, 32)}
+    assert len(seen) == (0 if np.prod(shape) == 1 else len(range(0, max(1, shape[2] - 16), 16)))

@@ -201,3 +201,18 @@ def test_a_sheared_grid_needs_nifti(tmp_path) -> None:
 def test_labels_are_whole_numbers(tmp_path, array) -> None:
     with pytest.raises(BadLabelError, match="whole numbers"):
         read_label_map(nifti(tmp_path / "a.nii.gz", array.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "expected"),
+    [
+        ("patient_t1.nii.gz", -1000, (Modality.CT, "intensity")),
+        ("patient_t1.nii.gz", 0, (Modality.T1, "name")),
+        ("patient_ct.nii.gz", -1000, (Modality.CT, "name")),
+        ("patient.nii.gz", 0, (None, "unknown")),
+    ],
+)
+def test_hounsfield_units_say_more_than_a_name(tmp_path, name, least, expected) -> None:
+    array = np.linspace(least, 500, 60, dtype=np.float32).reshape(3, 4, 5)
+    volume = read_volume(nifti(tmp_path / name, array))
+    assert (volume.modality, volume.modality_source) == expected

@@ -149,6 +149,7 @@ class Parts:
             start_training=_start_training,
             is_training=training_guard.is_training,
         )
+        self.resident.predictor()  # a damaged model ends the start, with the reason
         self.supervisor.start()
         images, structures = len(datastore.list_images()), ", ".join(self.workspace.bindings().structures)
         logger.info("Hermes is ready: %d images, structures: %s", images, structures)

@@ -13,6 +13,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.images import resolve_image
+from hermes.adapters.leaving import client_has_left
 from hermes.adapters.requests import InferRequest
 from hermes.errors import BadRequestError, NotFoundError
 from hermes.labels.catalogue import canonical_key, describe, find_group, group_names
@@ -80,7 +81,9 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
 
     def _predict(self, path: Path, rows: Mapping[str, int], modality: Modality | None) -> Prediction:
         if rows:
-            return self._resident.predictor().predict(path, rows, modality=modality)
+            return self._resident.predictor().predict(
+                path, rows, modality=modality, should_stop=client_has_left
+            )
         # A campaign of new structures before its first training: the honest answer is an empty label map.
         volume = read_volume(path, modality=modality)
         empty = LabelMap(np.zeros(volume.grid.shape, np.uint8), volume.grid, {})
@@ -148,8 +151,13 @@ def members(structures: Sequence[str], group: str) -> tuple[str, ...]:
 
 
 def offered_groups(structures: Sequence[str]) -> list[str]:
-    """The body regions worth a task of their own: with at least two of the structures, and not with all."""
-    return [group for group in group_names() if 2 <= len(members(structures, group)) < len(structures)]
+    """The groups worth a task of their own: regions with at least two of the structures and PET, not with all."""
+    least = {Modality.PET.value: 1}
+    return [
+        group
+        for group in group_names()
+        if least.get(group, 2) <= len(members(structures, group)) < len(structures)
+    ]
 
 
 def _is_one(name: str, bindings: Bindings) -> bool:

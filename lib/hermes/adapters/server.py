@@ -3,6 +3,7 @@
 * The stock endpoints are ``async def`` around blocking code, so one inference stops every other answer.
   Here each runs in a worker thread; the predictor keeps one queue per device.
 * Form fields are checked before an endpoint sees them; what was uploaded with a refused request is deleted.
+* An inference whose client has gone is ended.
 * An error that nobody expected is answered as JSON with a reason instead of the bare text
   "Internal Server Error".
 
@@ -38,6 +39,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from hermes.adapters import routes
 from hermes.adapters.errors import answers_errors
+from hermes.adapters.leaving import NoticeLeaving
 from hermes.adapters.requests import check_json, parse_json_object
 from hermes.errors import BadRequestError, NotFoundError
 
@@ -150,6 +152,7 @@ for _module in _BLOCKING:
 from monailabel.app import app  # noqa: E402  # the routers have to be repaired first
 
 app.include_router(routes.router)
+app.add_middleware(NoticeLeaving)
 
 
 @app.exception_handler(Exception)  # type: ignore[untyped-decorator]

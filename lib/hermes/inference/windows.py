@@ -30,7 +30,7 @@ class Layout:
 
     Attributes:
         size: of the volume.
-        window: of one window; no axis is longer than needed for the volume.
+        window: of one window.
         starts: first voxels of the windows along z, y, x; the windows are all combinations.
     """
 
@@ -40,7 +40,10 @@ class Layout:
 
     @classmethod
     def over(cls, size: Shape, window: Shape, overlap: float = 0.5) -> Layout:
-        """Windows that overlap by the part ``overlap``; a small volume gets a smaller one.
+        """Windows that overlap by the part ``overlap``; a smaller volume gets one, padded with zeros.
+
+        Never a smaller window: how much of it is padding tells a network where the body ends, and the published
+        ones have not seen less than 128 voxels (METHOD section 7: padded to at least 128 per axis).
 
         Raises:
             BadRequestError: a window that is no multiple of 16, or an overlap outside 0..0.9.
@@ -51,12 +54,8 @@ class Layout:
                 f"got {window} and {overlap}."
             )
             raise BadRequestError(msg)
-        fitted = [
-            min(length, -(-voxels // MULTIPLE) * MULTIPLE)
-            for voxels, length in zip(size, window, strict=True)
-        ]
-        z, y, x = (_starts(voxels, length, overlap) for voxels, length in zip(size, fitted, strict=True))
-        return cls(size, (fitted[0], fitted[1], fitted[2]), (z, y, x))
+        z, y, x = (_starts(voxels, length, overlap) for voxels, length in zip(size, window, strict=True))
+        return cls(size, window, (z, y, x))
 
     @property
     def padded(self) -> Shape:
@@ -101,7 +100,7 @@ def cut(array: Any, start: Shape, window: Shape) -> NDArray[np.float32]:
 
 
 def middle_window(array: Any, window: Shape) -> NDArray[np.float32]:
-    """The window in the middle of a volume; a small volume gets a smaller one."""
+    """The window in the middle of a volume, padded with zeros where that is smaller."""
     layout = Layout.over((int(array.shape[0]), int(array.shape[1]), int(array.shape[2])), window)
     z, y, x = (max(0, (size - length) // 2) for size, length in zip(layout.size, layout.window, strict=True))
     return cut(array, (z, y, x), layout.window)

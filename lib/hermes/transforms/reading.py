@@ -64,9 +64,12 @@ def read_volume(
     finite = finite_array(array)
     if modality is not None:
         return Volume(finite, grid, modality, "caller", 1.0)
-    if guess is None and not source.is_dir():
-        guess = guess_from_name(source)
-    guess = guess or guess_from_values(finite)
+    if guess is None:
+        guess = None if source.is_dir() else guess_from_name(source)
+        by_values = guess_from_values(finite)
+        # Hounsfield units say more than a name, in which "t1" may be a time point.
+        if guess is None or (by_values is not None and by_values.modality is not guess.modality):
+            guess = by_values
     if guess is None:
         return Volume(finite, grid)
     return Volume(finite, grid, guess.modality, guess.source, guess.confidence)
