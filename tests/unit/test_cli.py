@@ -210,14 +210,28 @@ def test_structures_that_were_not_learned_cannot_be_asked_for(images, tmp_path, 
     assert "widget" in capsys.readouterr().err
 
 
+def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    from hermes.cli.segmenting import plan
+
+    images = [
+        tmp_path / f"{name}.nii.gz"
+        for name in ("anna/one/scan", "bert/one/scan", "bert/two/scan", "bert/other")
+    ]
+    for image in images:
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+    names = [job.label_map.name for job in plan(images, tmp_path / "out")]
+    assert names == ["anna_one_scan.nii.gz", "bert_one_scan.nii.gz", "two_scan.nii.gz", "other.nii.gz"]
+
+
 def test_targets_that_would_do_harm_are_refused(images, model, tmp_path, capsys):
     folder, _ = images
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     wrong = {
         "replace an image": [folder / "one_ct.nii.gz", "-o", folder],
         "replace": [folder / "two.mha", "-o", folder / "two.mha"],
-        "several": [
-            folder / "two.mha",
+        "would all become": [
+            _copy(folder / "two.mha", tmp_path / "two.mha"),
             _copy(folder / "two.mha", tmp_path / "two.nrrd"),
             "-o",
             tmp_path / "o",
@@ -225,8 +239,6 @@ def test_targets_that_would_do_harm_are_refused(images, model, tmp_path, capsys)
         "folder to write 3": [folder, "-o", tmp_path / "one.nii.gz"],
         "existing file": [folder / "two.mha", "-o", _text(tmp_path / "notes.txt")],
     }
-    (tmp_path / folder.name).mkdir()
-    wrong["several"][1] = _copy(folder / "two.mha", tmp_path / folder.name / "two.mha")
     for said, arguments in wrong.items():
         assert main(["segment", *map(str, arguments), "--model", str(model)]) == 2, said
         assert said in capsys.readouterr().err

@@ -111,7 +111,11 @@ def plan(sources: Sequence[Path], out: Path) -> list[Job]:
     targets = Counter(job.label_map for job in jobs)
     twice = sorted(target.name for target, count in targets.items() if count > 1)
     if twice:
-        msg = f"Expected a result for each image, but several would be named {twice[0]!r}. Segment them one by one."
+        clash = ", ".join(repr(str(job.image)) for job in jobs if job.label_map.name == twice[0])
+        msg = (
+            f"Expected a result for each image, but {clash} would all become {twice[0]!r}. "
+            "Rename one, or segment them into different folders."
+        )
         raise BadRequestError(msg)
     sources_found = {image.resolve() for image in images}
     for job in jobs:
@@ -126,12 +130,24 @@ def _jobs_in(folder: Path, images: Sequence[Path]) -> list[Job]:
         known = ", ".join(LABEL_SUFFIXES)
         msg = f"Expected a folder, or a file name ending in one of {known}, got the existing file {str(folder)!r}."
         raise BadRequestError(msg)
-    stems = Counter(stem(image) for image in images)
-    names = [
-        stem(image) if stems[stem(image)] == 1 else f"{image.resolve().parent.name}_{stem(image)}"
-        for image in images
+    return [
+        Job(image, folder / f"{name}{DEFAULT_SUFFIX}")
+        for image, name in zip(images, _distinct_names(images), strict=True)
     ]
-    return [Job(image, folder / f"{name}{DEFAULT_SUFFIX}") for image, name in zip(images, names, strict=True)]
+
+
+def _distinct_names(images: Sequence[Path]) -> list[str]:
+    """A name per image: its stem, after as many of its folders' names as tell it from the others."""
+    parts = [(*image.resolve().parent.parts[1:], stem(image)) for image in images]
+    deepest = max(len(own) for own in parts)
+    names = [own[-1] for own in parts]
+    for levels in range(2, deepest + 1):
+        often = Counter(names)
+        names = [
+            "_".join(own[-levels:]) if often[name] > 1 else name
+            for own, name in zip(parts, names, strict=True)
+        ]
+    return names
 
 
 def load_predictor(settings: Settings, default_model: Path) -> Predictor:
