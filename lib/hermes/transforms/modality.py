@@ -28,6 +28,9 @@ CINE_TEMPORAL_POSITIONS = 8
 """Number of time points from which a gradient echo series is taken for a cine of the heart."""
 CT_BELOW = -200.0
 """Only Hounsfield units reach below this: PET and MR magnitudes are not negative."""
+CERTAIN = 0.95
+AIR_BELOW = -700.0
+"""Only air in Hounsfield units reaches below this; the overshoot of a resampled MR does not."""
 
 _WORDS: tuple[tuple[Modality, str], ...] = (
     (Modality.CINE, r"cine|fiesta|truefisp|trufi|bssfp|ssfp|btfe"),
@@ -68,9 +71,21 @@ def guess_from_name(path: Path) -> Guess | None:
 
 def guess_from_values(array: NDArray[np.float32]) -> Guess | None:
     """CT when values reach far below zero, as only Hounsfield units do; else None."""
-    if float(array.min(initial=0.0)) < CT_BELOW:
-        return Guess(Modality.CT, "intensity", 0.8)
+    least = float(array.min(initial=0.0))
+    if least < CT_BELOW:
+        return Guess(Modality.CT, "intensity", CERTAIN if least < AIR_BELOW else 0.8)
     return None
+
+
+def weigh(named: Guess | None, by_values: Guess | None) -> Guess | None:
+    """What a file is whose header says nothing: what its name says, unless it shows air in Hounsfield units.
+
+    In a name "t1" may also be a time point.
+    """
+    if named is None or by_values is None:
+        return named or by_values
+    agree = named.modality is by_values.modality
+    return named if agree or by_values.confidence < CERTAIN else by_values
 
 
 def guess_from_dicom(header: Any, temporal_positions: int = 1) -> Guess | None:

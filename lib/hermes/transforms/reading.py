@@ -20,7 +20,13 @@ from hermes.errors import BadImageError, BadLabelError
 from hermes.geometry import Grid
 from hermes.records import LabelMap, Volume
 from hermes.transforms.dicom import choose_frame, read_dicom
-from hermes.transforms.modality import Guess, guess_from_name, guess_from_values, guess_from_words
+from hermes.transforms.modality import (
+    Guess,
+    guess_from_name,
+    guess_from_values,
+    guess_from_words,
+    weigh,
+)
 from hermes.types import Modality
 
 NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
@@ -65,11 +71,7 @@ def read_volume(
     if modality is not None:
         return Volume(finite, grid, modality, "caller", 1.0)
     if guess is None:
-        guess = None if source.is_dir() else guess_from_name(source)
-        by_values = guess_from_values(finite)
-        # Hounsfield units say more than a name, in which "t1" may be a time point.
-        if guess is None or (by_values is not None and by_values.modality is not guess.modality):
-            guess = by_values
+        guess = weigh(None if source.is_dir() else guess_from_name(source), guess_from_values(finite))
     if guess is None:
         return Volume(finite, grid)
     return Volume(finite, grid, guess.modality, guess.source, guess.confidence)
