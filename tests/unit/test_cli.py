@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -23,6 +24,7 @@ from hermes.phantoms import make_case, write_dicom_series, write_nifti
 from hermes.published import published_shapes
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.writing import write_label_map
 
 torch.set_num_threads(1)
 SPACE = published_label_space()
@@ -208,6 +210,28 @@ def test_structures_that_were_not_learned_cannot_be_asked_for(images, tmp_path, 
     given = ["--model", str(model), "--structures", "widget"]
     assert main(["segment", image, "-o", str(tmp_path / "p.nii"), *given]) == 2
     assert "widget" in capsys.readouterr().err
+
+
+def test_near_a_label_map_with_an_uncertainty_map(images, model, tmp_path, capsys):
+    image = images[0] / "one_ct.nii.gz"
+    given = ["segment", str(image), "--structures", "liver,spleen", "--model", str(model)]
+    assert main([*given, "-o", str(tmp_path / "all.nii.gz"), "--uncertainty"]) == 0
+    whole, doubt = read_label_map(tmp_path / "all.nii.gz"), read_volume(tmp_path / "all_uncertainty.nii.gz")
+    assert doubt.grid.difference(whole.grid) is None
+    assert 0 <= doubt.array.min() < doubt.array.max() <= 1
+    drawn = np.zeros(whole.array.shape, np.uint8)
+    drawn[:3, :3, :3] = 3
+    near = write_label_map(replace(whole, array=drawn, names={3: "seed"}), tmp_path / "seed.nii.gz")
+    assert main([*given, "-o", str(tmp_path / "part.nii.gz"), "--near", str(near), "--margin", "9"]) == 0
+    part = read_label_map(tmp_path / "part.nii.gz").array
+    inside = drawn > 0
+    assert np.array_equal(part[inside], whole.array[inside])
+    assert not (tmp_path / "part_uncertainty.nii.gz").exists()
+    reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "part")]
+    assert reports[1]["windows"] < reports[0]["windows"]
+    write_label_map(replace(whole, array=drawn * 0, names={}), near)
+    assert main([*given, "-o", str(tmp_path / "none.nii.gz"), "--near", str(near)]) == 2
+    assert "label map" in capsys.readouterr().err
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):

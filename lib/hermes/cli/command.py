@@ -88,6 +88,14 @@ def _add_segment(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--spacing", metavar="MM", default="0", help="voxel size the network sees; default: the model's"
     )
     command.add_argument("--frame", type=int, metavar="N", help="time point of 4D images, from 0")
+    command.add_argument(
+        "--near",
+        type=Path,
+        metavar="LABELMAP",
+        help="segment only around what an earlier or coarse label map draws",
+    )
+    command.add_argument("--margin", type=float, default=20.0, metavar="MM", help="of --near; default: 20")
+    command.add_argument("--uncertainty", action="store_true", help="write NAME_uncertainty beside NAME")
     command.add_argument("--json", action="store_true", help="print the reports as one JSON list")
     command.set_defaults(run=_segment)
 
@@ -108,7 +116,8 @@ def _segment(given: argparse.Namespace) -> int:
     jobs = segmenting.plan(given.image, given.out)
     predictor = segmenting.load_predictor(settings, APP / "starter")
     segmenting.check_structures(predictor.manifest, structures)
-    wish = segmenting.Wish(structures, settings.modality, given.frame)
+    region = segmenting.region_near(given.near, given.margin) if given.near else None
+    wish = segmenting.Wish(structures, settings.modality, given.frame, region, given.uncertainty)
     outcomes = []
     with _Bar(len(jobs)) as bar:
         for outcome in segmenting.segment_images(predictor, jobs, wish, bar.start):

@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from hermes import __version__
 from hermes.checkpoint import Manifest, load_checkpoint
 from hermes.config import Settings
 from hermes.device import choose_device, choose_precision
 from hermes.errors import BadRequestError, HermesError, NotFoundError
 from hermes.inference.predictor import Predictor
+from hermes.inference.region import Region
 from hermes.labels.catalogue import describe
 from hermes.labels.space import LabelSpace
 from hermes.records import Prediction
 from hermes.transforms.preparation import PreparationSpec
-from hermes.transforms.reading import ITK_SUFFIXES, NIBABEL_SUFFIXES
-from hermes.transforms.writing import LABEL_SUFFIXES, write_label_map
+from hermes.transforms.reading import ITK_SUFFIXES, NIBABEL_SUFFIXES, read_label_map
+from hermes.transforms.writing import LABEL_SUFFIXES, write_label_map, write_number_map
 from hermes.types import Modality
 
 IMAGE_SUFFIXES = NIBABEL_SUFFIXES + ITK_SUFFIXES
@@ -42,14 +45,30 @@ class Job:
         """The JSON report beside the label map."""
         return self.label_map.with_name(f"{stem(self.label_map)}.json")
 
+    @property
+    def uncertainty_map(self) -> Path:
+        """The uncertainty map beside the label map, of the same format."""
+        name, own = self.label_map.name, stem(self.label_map)
+        return self.label_map.with_name(f"{own}_uncertainty{name[len(own) :]}")
+
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of every image; None leaves the choice to Hermes."""
+    """What is asked of every image; None leaves the choice to Hermes.
+
+    Attributes:
+        structures: names, protocols, groups.
+        modality: of the images.
+        frame: time point of 4D images.
+        region: only this part of the patient; the rest is background.
+        uncertainty_map: whether to write one beside each label map.
+    """
 
     structures: tuple[str, ...] | None = None
     modality: Modality | None = None
     frame: int | None = None
+    region: Region | None = None
+    uncertainty_map: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +138,7 @@ def plan(sources: Sequence[Path], out: Path) -> list[Job]:
         raise BadRequestError(msg)
     sources_found = {image.resolve() for image in images}
     for job in jobs:
-        if sources_found & {job.label_map.resolve(), job.report.resolve()}:
+        if sources_found & {job.label_map.resolve(), job.report.resolve(), job.uncertainty_map.resolve()}:
             msg = f"The result {str(job.label_map)!r} would replace an image. Choose another folder or name."
             raise BadRequestError(msg)
     return jobs
@@ -190,6 +209,17 @@ def _preparation(manifest: Manifest, spacing_mm: float | None) -> PreparationSpe
     return PreparationSpec.from_json({**manifest.preparation.to_json(), "spacing_mm": spacing_mm})
 
 
+def region_near(label_map: Path, margin_mm: float) -> Region:
+    """The box around everything that a label map draws.
+
+    Raises:
+        BadLabelError: it cannot be read.
+        BadRequestError: it draws nothing.
+    """
+    drawn = read_label_map(label_map)
+    return Region.around(drawn, np.unique(drawn.array[drawn.array > 0]).tolist(), margin_mm)
+
+
 def check_structures(manifest: Manifest, structures: Sequence[str] | None) -> None:
     """Nothing, if the model can be asked for these structures and groups.
 
@@ -221,9 +251,14 @@ def segment_images(
                 wish.structures,
                 modality=wish.modality,
                 frame=wish.frame,
+                region=wish.region,
+                uncertainty_map=wish.uncertainty_map,
                 on_progress=on_start(job) if on_start else None,
             )
             write_label_map(prediction.label_map, job.label_map)
+            if prediction.uncertainty_map is not None:
+                grid = prediction.label_map.grid
+                write_number_map(prediction.uncertainty_map, grid, job.uncertainty_map)
             report = report_of(job, prediction, predictor)
             _write_report(job.report, report)
         except HermesError as error:

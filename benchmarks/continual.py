@@ -1,0 +1,286 @@
+"""Continual learning on digital phantoms: synergy, partial labels, new structures, transfer.
+
+Each run appends lines of JSON to ``--out``; ``report`` turns all lines into tables of means and spreads over seeds.
+
+Examples::
+
+    python benchmarks/continual.py synergy --seed 0
+    python benchmarks/continual.py partial --seed 0
+    python benchmarks/continual.py incremental --seed 0
+    python benchmarks/continual.py transfer --seed 0
+    python benchmarks/continual.py report
+
+hermes-c of width 8, 6 mm, patches of 32 cubed, batch 2, bf16 where the CPU multiplies it, one thread. Dice is the mean
+over structures of the mean over unseen phantoms; it differs between seeds in network, sampling and training cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_recipe import dice
+
+from hermes.device import choose_precision
+from hermes.model import NetworkConfig, UniversalNetwork, build_network, extend_tasks
+from hermes.phantoms import dataset, make_case
+from hermes.starter import phantom_volume
+from hermes.training.cases import TrainingCase
+from hermes.training.trainer import Recipe, train
+from hermes.transforms.preparation import PreparationSpec, prepare
+from hermes.types import CaseId
+
+CPU = torch.device("cpu")
+SPEC = PreparationSpec(spacing_mm=6.0)
+PATCH = (32, 32, 32)
+TESTS = 6
+UNSEEN = 500_000  # first seed of test cases
+JOINT = ("PhantomAbdomenCT", "PhantomLiverCT", "PhantomKidneyCT", "PhantomAbdomenMR")
+OLD, NEW = ("PhantomLiverCT", "PhantomKidneyCT", "PhantomAbdomenMR"), "PhantomAbdomenCT"
+ADDED = ("spleen", "stomach")
+THREE = ("liver", "spleen", "left kidney")
+Rows = Mapping[tuple[str, str], int]
+
+
+def rows_of(names: Sequence[str]) -> dict[tuple[str, str], int]:
+    """(dataset, structure) -> row, for all structures of some datasets."""
+    pairs = [(name, structure) for name in names for structure in dataset(name).structures]
+    return {pair: row for row, pair in enumerate(pairs)}
+
+
+@functools.lru_cache(maxsize=512)
+def phantom(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, int], object]:
+    """Prepared image and labels, values by structure, modality."""
+    made = make_case(name, seed)
+    prepared = prepare(phantom_volume(made), SPEC)
+    labels = prepared.record.prepare_labels(made.labels).astype(np.uint8)
+    return prepared.array, labels, {s: v for v, s in made.names.items()}, made.modality
+
+
+def case(name: str, seed: int, rows: Rows, structures: Sequence[str] | None = None) -> TrainingCase:
+    """One phantom, of which ``structures`` are annotated (None: all that have rows)."""
+    image, labels, values, modality = phantom(name, seed)
+    chosen = [s for s in values if (name, s) in rows and (structures is None or s in structures)]
+    annotated = {rows[name, s]: values[s] if (labels == values[s]).any() else None for s in chosen}
+    return TrainingCase(CaseId(f"{name}-{seed}"), image, labels, annotated, modality, name)
+
+
+def cases(
+    name: str, rows: Rows, count: int, seed: int, structures: Sequence[str] | None = None
+) -> list[TrainingCase]:
+    """Training cases; other seeds have others."""
+    return [case(name, 1000 * (seed + 1) + number, rows, structures) for number in range(count)]
+
+
+def score(net: UniversalNetwork, name: str, rows: Rows, structures: Sequence[str] | None = None) -> float:
+    """Mean Dice on unseen phantoms, over the structures that occur in them."""
+    return float(np.mean(list(scores(net, name, rows, structures).values())))
+
+
+def scores(
+    net: UniversalNetwork, name: str, rows: Rows, structures: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Per structure: mean Dice on the unseen phantoms in which it occurs."""
+    tests = [case(name, UNSEEN + number, rows, structures) for number in range(TESTS)]
+    found = dice(net.eval(), tests, PATCH, precision())
+    columns = sorted(tests[0].annotated)
+    named = {row: s for (d, s), row in rows.items() if d == name}
+    present = np.array([[t.annotated[row] is not None for row in columns] for t in tests])
+    return {
+        named[row]: float(found[present[:, k], k].mean())
+        for k, row in enumerate(columns)
+        if present[:, k].any()
+    }
+
+
+def precision() -> str:
+    """bf16 where this CPU has it."""
+    return choose_precision("auto", CPU)
+
+
+def recipe(steps: int) -> Recipe:
+    """The CPU recipe at this benchmark's size."""
+    return replace(Recipe.for_cpu(), steps=steps, patch=PATCH, precision=precision())
+
+
+def fresh(tasks: int, seed: int) -> UniversalNetwork:
+    """A new network."""
+    torch.manual_seed(seed)
+    return build_network(NetworkConfig("hermes-c", 8, tasks=tasks))
+
+
+def fit(
+    net: UniversalNetwork, data: Sequence[TrainingCase], how: Recipe, seed: int, **more: object
+) -> tuple[UniversalNetwork, float]:
+    """The averaged network and the CPU seconds it took."""
+    before = time.process_time()
+    result = train(net, data, how, device=CPU, seed=seed, **more)  # type: ignore[arg-type]
+    assert isinstance(result.net, UniversalNetwork)
+    return result.net, time.process_time() - before
+
+
+class Lines:
+    """Appends results."""
+
+    def __init__(self, path: Path, benchmark: str, seed: int) -> None:
+        self._path, self._common = path, {"benchmark": benchmark, "seed": seed}
+
+    def add(self, **facts: object) -> None:
+        """One line, printed as well."""
+        line = json.dumps(
+            {**self._common, **{k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}}
+        )
+        print(line, flush=True)
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def synergy(lines: Lines, given: argparse.Namespace) -> None:
+    """One universal model against one model per dataset: same network, same steps in all."""
+    rows = rows_of(JOINT)
+    data = {name: cases(name, rows, given.cases, given.seed) for name in JOINT}
+    joint = [one for some in data.values() for one in some]
+    net, cpu = fit(fresh(len(rows), given.seed), joint, recipe(given.steps * len(JOINT)), given.seed)
+    for name in JOINT:
+        lines.add(model="universal", dataset=name, dice=score(net, name, rows), cpu_s=cpu)
+    torch.save(net.state_dict(), given.out.with_suffix(f".universal-{given.seed}.pt"))
+    for name in JOINT:
+        net, cpu = fit(fresh(len(rows), given.seed), data[name], recipe(given.steps), given.seed)
+        lines.add(model="one per dataset", dataset=name, dice=score(net, name, rows), cpu_s=cpu)
+
+
+def partial(lines: Lines, given: argparse.Namespace) -> None:
+    """All three structures labelled in every case, one of three per case, and what is missing taken for background."""
+    rows = {(NEW, structure): row for row, structure in enumerate(THREE)}
+    full = cases(NEW, rows, given.cases, given.seed)
+    one = [replace(c, annotated={k: c.annotated[k]}) for number, c in enumerate(full) for k in [number % 3]]
+    background = [replace(c, annotated={row: c.annotated.get(row) for row in rows.values()}) for c in one]
+    for name, data in (("all labelled", full), ("one of three", one), ("missing is background", background)):
+        net, cpu = fit(fresh(len(rows), given.seed), data, recipe(2 * given.steps), given.seed)
+        lines.add(labels=name, dice=score(net, NEW, rows), cpu_s=cpu)
+
+
+def base(
+    given: argparse.Namespace,
+) -> tuple[UniversalNetwork, dict[tuple[str, str], int], list[TrainingCase]]:
+    """A model of the old datasets, its rows, and its cases."""
+    rows = rows_of(OLD)
+    data = [one for name in OLD for one in cases(name, rows, given.cases, given.seed)]
+    file = given.out.with_suffix(f".base-{given.seed}.pt")
+    net = fresh(len(rows), given.seed)
+    if file.exists():
+        net.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        net, _ = fit(net, data, recipe(given.steps * len(OLD)), given.seed)
+        torch.save(net.state_dict(), file)
+    return net, rows, data
+
+
+def old_dice(net: UniversalNetwork, rows: Rows) -> float:
+    """Mean over the old datasets."""
+    return float(np.mean([score(net, name, rows) for name in OLD]))
+
+
+MODES = ("full", "full, replay", "full, distillation", "full, replay and distillation", "priors only")
+
+
+def incremental(lines: Lines, given: argparse.Namespace) -> None:
+    """Two structures added from a few cases: Dice of new and old tasks, time, numbers trained."""
+    start, rows, old_cases = base(given)
+    before = old_dice(start, rows)
+    lines.add(mode="before", old=before)
+    first = len(rows)
+    extend_tasks(
+        start,
+        len(ADDED),
+        [rows["PhantomAbdomenMR", "spleen"], None],
+        torch.Generator().manual_seed(given.seed),
+    )
+    rows = {**rows, **{(NEW, name): first + number for number, name in enumerate(ADDED)}}
+    new_rows = tuple(rows[NEW, name] for name in ADDED)
+    for count in (1, 5, 10):
+        new = cases(NEW, rows, count, given.seed, ADDED)
+        for mode in MODES:
+            how = recipe(150 + 25 * count)
+            data, more = list(new), {}
+            if mode == "priors only":
+                how = how.priors_only(new_rows)
+            if "replay" in mode:
+                data += old_cases
+                how = replace(how, dataset_weights={NEW: float(len(OLD)), **dict.fromkeys(OLD, 1.0)})
+            if "distillation" in mode:
+                how = replace(how, distil_weight=1.0)
+                more = {"teacher": copy.deepcopy(start), "teacher_rows": tuple(range(first))}
+            net, cpu = fit(copy.deepcopy(start), data, how, given.seed, **more)
+            found = scores(net, NEW, rows, ADDED)
+            after = old_dice(net, rows)
+            lines.add(mode=mode, cases=count, new=float(np.mean(list(found.values()))), old=after,
+                      forgotten=before - after, cpu_s=cpu, steps=how.steps, **found)  # fmt: skip
+
+
+def transfer(lines: Lines, given: argparse.Namespace) -> None:
+    """The model of the old datasets fine-tuned on an unseen one, against training from scratch."""
+    start, rows, _ = base(given)
+    first = len(rows)
+    structures = dataset(NEW).structures
+    extend_tasks(start, len(structures), [None] * len(structures), torch.Generator().manual_seed(given.seed))
+    rows = {**rows, **{(NEW, name): first + number for number, name in enumerate(structures)}}
+    for count in (1, 5, 20):
+        new = cases(NEW, rows, count, given.seed)
+        for name, net in (
+            ("fine-tuned", copy.deepcopy(start)),
+            ("from scratch", fresh(len(rows), given.seed)),
+        ):
+            net, cpu = fit(net, new, recipe(150 + 25 * count), given.seed)
+            lines.add(start=name, cases=count, dice=score(net, NEW, rows), cpu_s=cpu)
+
+
+def report(given: argparse.Namespace) -> None:
+    """Means and spreads over seeds, a line for each combination of facts that are not numbers to average."""
+    groups: dict[tuple[object, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    keys = ("benchmark", "model", "dataset", "labels", "start", "mode", "cases")
+    for text in given.out.read_text().splitlines():
+        line = json.loads(text)
+        place = groups[tuple(line.get(key) for key in keys)]
+        for name, value in line.items():
+            if name not in keys and name != "seed":
+                place[name].append(value)
+    for key, values in groups.items():
+        named = ", ".join(str(part) for part in key if part is not None)
+        numbers = "; ".join(f"{n} {np.mean(v):.3f} ± {np.std(v):.3f}" for n, v in values.items())
+        print(f"{named} ({len(next(iter(values.values())))} seeds): {numbers}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one of the benchmarks for one seed, or report."""
+    benchmarks = {f.__name__: f for f in (synergy, partial, incremental, transfer)}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmark", choices=[*benchmarks, "report"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=400, help="per dataset")
+    parser.add_argument("--cases", type=int, default=12, help="per dataset")
+    parser.add_argument("--out", type=Path, default=Path("continual.jsonl"))
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if given.benchmark == "report":
+        report(given)
+    else:
+        benchmarks[given.benchmark](Lines(given.out, given.benchmark, given.seed), given)
+
+
+if __name__ == "__main__":
+    main()
