@@ -23,6 +23,7 @@ from hermes.records import LabelMap, NewStructure
 from hermes.rounds import Ahead, RoundOptions, preflight_of, require_labels, run_round
 from hermes.rounds import round as rounds
 from hermes.submission import Submission
+from hermes.training.recipe import Recipe
 from hermes.training.report import TrainingResult
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.writing import write_label_map
@@ -384,6 +385,31 @@ def test_priors_mode_keeps_the_bits_of_everything_else(play: Any) -> None:
         assert torch.equal(before, kept), name
         changed |= name.endswith("task_prior") and not torch.equal(after[0], after[2])
     assert changed
+
+
+@pytest.mark.parametrize(("steps", "rate"), [(None, None), (7, 0.5)])
+def test_priors_mode_follows_its_own_recipe(play: Any, monkeypatch: Any, steps: Any, rate: Any) -> None:
+    campaign = play(
+        holdout_share="0", train_steps_per_round="0", **({"learning_rate": str(rate)} if rate else {})
+    )
+    campaign.workspace.add_structures([NewStructure("my organ", "liver")])
+    campaign.submit("a", second="my organ")
+    asked: list[Recipe] = []
+
+    def train(_: Any, __: Any, recipe: Recipe, **more: Any) -> Any:
+        asked.append(recipe)
+        raise CancelledError("enough")
+
+    monkeypatch.setattr(rounds, "train", train)
+    for mode in ("full", "priors"):
+        with pytest.raises(CancelledError):
+            campaign.run(mode=mode, steps=steps)
+    full, priors = asked
+    assert (full.trainable, priors.trainable, priors.new_rows) == ("all", "priors", (2,))
+    if steps is None:  # what takes a fifth of the time; what somebody asks for goes
+        assert priors == full.priors_only((2,))
+    else:
+        assert (priors.steps, priors.learning_rate) == (steps, rate)
 
 
 def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) -> None:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from hermes import __version__
 from hermes.cli.train_arguments import add_train
-from hermes.errors import BadRequestError, CancelledError, ConflictError, HermesError, NotFoundError
+from hermes.errors import BadRequestError, ConflictError, HermesError, NotFoundError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hermes.cli.browsing import Entry
     from hermes.cli.segmenting import Job, Outcome, Progress
     from hermes.workspace import Workspace
@@ -232,7 +234,6 @@ def _labels(given: argparse.Namespace) -> int:
 
 
 def _write_table(entries: Sequence[Entry]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -260,9 +261,7 @@ def _write_table(entries: Sequence[Entry]) -> None:
             Text(", ".join(known.groups)),
             Text(", ".join(known.synonyms)),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+    console = _console()
     console.print(table)
     tasks = sum(len(entry.tasks) for entry in entries)
     console.print(
@@ -391,51 +390,21 @@ def _preflight(given: argparse.Namespace) -> int:
 
 
 def _write_lines(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for line in lines:
         table.add_row(*(Text(cell) for cell in line))
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Of stdout; a file or a pipe has room for whole lines."""
+    from rich.console import Console
+
     console = Console()
-    (console if console.is_terminal else Console(width=PLAIN_WIDTH)).print(table)
-
-
-# ------------------------------------------------------------------------------------------------ train
-
-
-def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    about = "train on the datasets of a manifest and write a model directory"
-    command = commands.add_parser("train", help=about, description=about[0].upper() + about[1:] + ".")
-    command.add_argument("manifest", type=Path, metavar="MANIFEST.yaml", help="see docs/training.md")
-    command.add_argument("-o", "--out", required=True, type=Path, metavar="DIR", help="must not exist")
-    command.add_argument("--steps", type=int, metavar="N", help="optimiser steps; default: the manifest's")
-    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped or killed")
-    command.add_argument("--dry-run", action="store_true", help="stop after the pre-flight table")
-    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")
-    command.add_argument("--tensorboard", type=Path, metavar="DIR", help="write curves and pictures there")
-    command.add_argument("--mlflow", type=Path, metavar="DIR", help="the same for MLflow, in an SQLite store")
-    command.set_defaults(run=_train)
-
-
-def _train(given: argparse.Namespace) -> int:
-    from hermes.cli import training  # brings torch, which takes seconds
-
-    if given.steps is not None and given.steps < 1:
-        msg = f"Expected --steps of at least 1, got {given.steps}."
-        raise BadRequestError(msg)
-    wish = training.Wish(
-        given.out, given.steps, given.resume, given.device, given.tensorboard, given.mlflow, given.dry_run
-    )
-    try:
-        done = training.run(given.manifest, wish)
-    except CancelledError as error:
-        sys.stderr.write(f"hermes train: {error} Go on with --resume.\n")
-        return INTERRUPTED
-    if done is not None:
-        sys.stdout.write(f"{given.out}: {len(done.label_space)} tasks, {done.metrics['steps']} steps.\n")
-    return DONE
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def _write_json(content: object) -> None:

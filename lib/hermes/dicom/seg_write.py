@@ -111,13 +111,7 @@ def write_segmentation(
         else _drawn_masks(labels, grid or series.grid, series.grid)
     )
     names = drawn.names
-    both = sorted(set(names) & set(absent))
-    if both:
-        msg = f"Expected absent structures to have no voxel, but {both} are drawn. Erase them or do not call them absent."
-        raise BadLabelError(msg)
-    if not names and not absent:
-        msg = "Expected a label with at least one voxel or one structure declared absent, got neither."
-        raise BadLabelError(msg)
+    _require_content(names, absent)
     planes = np.flatnonzero(drawn.present.any(axis=1)) if names else np.array([0])
     types = {
         name: algorithm_type if isinstance(algorithm_type, str) else algorithm_type.get(name, "MANUAL")
@@ -154,6 +148,16 @@ def write_segmentation(
     _fill(dataset, drawn, series.frames[0].size, behind)
     _sign(dataset, moment, annotator, absent)
     return dataset
+
+
+def _require_content(drawn: Sequence[str], absent: Sequence[str]) -> None:
+    both = sorted(set(drawn) & set(absent))
+    if both:
+        msg = f"Expected absent structures to have no voxel, but {both} are drawn. Erase them or do not call them absent."
+        raise BadLabelError(msg)
+    if not drawn and not absent:
+        msg = "Expected a label with at least one voxel or one structure declared absent, got neither."
+        raise BadLabelError(msg)
 
 
 def tracking_of(series_uid: str, name: str) -> tuple[str, str]:

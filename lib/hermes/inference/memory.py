@@ -24,7 +24,7 @@ class Plan:
     """How windows are run and reduced.
 
     Attributes:
-        batch: windows per pass of the network.
+        batch: windows at a time, over all passes that run side by side.
         slab_bytes: size of the probabilities of all tasks that are held at a time.
         half: keep what windows gave in half precision until their slab is final (moves averaged probabilities
             by less than 1e-3).

@@ -6,7 +6,7 @@ from hermes.rounds.options import MODES, RoundOptions
 from hermes.rounds.preflight import Preflight, preflight_of
 from hermes.rounds.process import end_with_parent
 from hermes.rounds.recipe import choose_recipe
-from hermes.rounds.report import RoundReport, Skipped
+from hermes.rounds.report import RoundReport
 from hermes.rounds.round import run_round
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "Preflight",
     "RoundOptions",
     "RoundReport",
-    "Skipped",
     "choose_recipe",
     "end_with_parent",
     "preflight_of",

@@ -11,9 +11,9 @@ from hermes.campaign.records import Annotated, LabelRecord, RunState
 from hermes.checkpoint import Manifest
 from hermes.errors import BadImageError, BadLabelError, CancelledError, NotFoundError, NothingToTrainError
 from hermes.rounds.recipe import EARLIER, NEW
-from hermes.rounds.report import Skipped
 from hermes.submission import LabelArchive
 from hermes.training.cases import TrainingCase
+from hermes.training.preflight import LeftOut
 from hermes.types import CaseId
 from hermes.workspace import Bindings, Workspace
 
@@ -63,7 +63,7 @@ class CaseReader:
         *,
         earlier: Collection[int] = (),
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> tuple[list[TrainingCase], list[Skipped]]:
+    ) -> tuple[list[TrainingCase], list[LeftOut]]:
         """The cases that can be used, and the labels that cannot with the reason.
 
         Args:
@@ -82,7 +82,7 @@ class CaseReader:
             try:
                 cases.append(self.read(label, EARLIER if label.id in earlier else NEW))
             except (BadImageError, BadLabelError, NotFoundError) as error:
-                skipped.append(Skipped(label.image_id, str(error)))
+                skipped.append(LeftOut(label.image_id, str(error)))
                 logger.warning("Training leaves out %s: %s", label.image_id, error)
         return cases, skipped
 
@@ -111,14 +111,14 @@ def seen_labels(workspace: Workspace) -> set[int]:
     return {label_id for run in done for label_id in run.label_ids}
 
 
-def require_cases(cases: Sequence[TrainingCase], skipped: Sequence[Skipped]) -> None:
+def require_cases(cases: Sequence[TrainingCase], skipped: Sequence[LeftOut]) -> None:
     """Nothing, if there is a case.
 
     Raises:
         NothingToTrainError: there is none.
     """
     if not cases:
-        reasons = "; ".join(f"{s.image_id}: {s.reason}" for s in skipped[:5])
+        reasons = "; ".join(f"{s.case_id}: {s.reason}" for s in skipped[:5])
         msg = f"Expected at least one usable label, all {len(skipped)} were left out: {reasons}"
         raise NothingToTrainError(msg)
 

@@ -14,9 +14,9 @@ from hermes.checkpoint import Manifest
 from hermes.errors import BadImageError, BadLabelError, CancelledError, NotFoundError
 from hermes.inference.predictor import Predictor
 from hermes.rounds.gate import Scores
-from hermes.rounds.report import Skipped
 from hermes.scoring.agreement import agreement
 from hermes.submission import LabelArchive
+from hermes.training.preflight import LeftOut
 from hermes.transforms.reading import read_label_map
 from hermes.types import CaseId, StructureName
 from hermes.workspace import Workspace
@@ -44,7 +44,7 @@ class Holdout:
 
     def measure(
         self, version: str, manifest: Manifest, load: Callable[[], Predictor]
-    ) -> tuple[Scores, list[Skipped]]:
+    ) -> tuple[Scores, list[LeftOut]]:
         """Dice of a version on every label that can be used, and those that cannot.
 
         What was measured before is read from the database.
@@ -60,7 +60,7 @@ class Holdout:
         conditions = self._conditions(manifest)
         cached = self.workspace.campaign.holdout_scores
         scores = cached.get(version, conditions, [label.id for label in self.labels])
-        skipped: list[Skipped] = []
+        skipped: list[LeftOut] = []
         predictor = None
         for place, label in enumerate(self.labels):
             self.on_progress(place, len(self.labels))
@@ -73,7 +73,7 @@ class Holdout:
             try:
                 scores[label.id] = self._dice(label, manifest, predictor)
             except (BadImageError, BadLabelError, NotFoundError) as error:
-                skipped.append(Skipped(label.image_id, str(error)))
+                skipped.append(LeftOut(label.image_id, str(error)))
                 logger.warning("The hold-out leaves out %s: %s", label.image_id, error)
             else:
                 cached.put(version, conditions, label.id, scores[label.id])

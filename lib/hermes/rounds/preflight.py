@@ -11,9 +11,8 @@ import numpy as np
 
 from hermes.rounds.cases import CaseReader, require_cases, require_labels, sort_labels
 from hermes.rounds.options import RoundOptions
-from hermes.rounds.report import Skipped
 from hermes.training.cases import TrainingCase
-from hermes.training.preflight import CaseFacts, PreflightReport, preflight, survey
+from hermes.training.preflight import CaseFacts, LeftOut, PreflightReport, preflight, survey
 from hermes.types import CaseId
 from hermes.workspace import Bindings, Workspace
 
@@ -48,7 +47,7 @@ def preflight_of(
 
 
 def check_cases(
-    cases: Iterable[TrainingCase], skipped: Iterable[Skipped], bindings: Bindings, requested: Sequence[str]
+    cases: Iterable[TrainingCase], skipped: Iterable[LeftOut], bindings: Bindings, requested: Sequence[str]
 ) -> PreflightReport:
     """What the cases hold of each structure of the campaign.
 
@@ -56,7 +55,7 @@ def check_cases(
         NothingToTrainError: a requested structure is drawn in no case.
     """
     facts = [facts_of(case, bindings) for case in cases]
-    facts += [CaseFacts(one.image_id, problem=one.reason) for one in skipped]
+    facts += [CaseFacts(one.case_id, problem=one.reason) for one in skipped]
     if requested:
         preflight(facts, requested)
     return survey(facts, bindings.structures)

@@ -7,15 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hermes.rounds.gate import Verdict
-from hermes.types import CaseId
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A label that a round leaves out, and why."""
-
-    image_id: CaseId
-    reason: str
+from hermes.training.preflight import LeftOut
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class RoundReport:
     steps: int
     train_seconds: float
     final_loss: float
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[LeftOut, ...]
     mode: str
     preflight: Mapping[str, Any]
 
@@ -65,6 +57,6 @@ class RoundReport:
             "train_seconds": round(self.train_seconds, 1),
             "final_loss": self.final_loss,
             "mode": self.mode,
-            "skipped": [{"image": s.image_id, "reason": s.reason} for s in self.skipped],
+            "skipped": [{"image": s.case_id, "reason": s.reason} for s in self.skipped],
             "preflight": dict(self.preflight),
         }

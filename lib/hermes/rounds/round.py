@@ -32,10 +32,11 @@ from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
 from hermes.rounds.preflight import check_cases
 from hermes.rounds.recipe import choose_recipe, window_of
-from hermes.rounds.report import RoundReport, Skipped
+from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
 from hermes.rounds.watching import watched
 from hermes.training.cases import TrainingCase
+from hermes.training.preflight import LeftOut
 from hermes.training.resume import ResumePoint, discard, fingerprint
 from hermes.training.trainer import Recipe, StepReport, TrainingResult, train
 from hermes.types import CaseId
@@ -93,7 +94,7 @@ class _Start:
     net: UniversalNetwork
     new_rows: tuple[int, ...]
     cases: list[TrainingCase]
-    skipped: list[Skipped]
+    skipped: list[LeftOut]
 
 
 class _Round:
@@ -202,7 +203,12 @@ class _Round:
                 "but the rows of new structures. Label one, or train with mode 'full'."
             )
             raise NothingToTrainError(msg)
-        return replace(recipe, trainable="priors", new_rows=tuple(unlearned))
+        priors = recipe.priors_only(unlearned)
+        return replace(
+            priors,
+            steps=self._options.steps or priors.steps,
+            learning_rate=self._settings.learning_rate or priors.learning_rate,
+        )
 
     def _teacher(self, start: _Start) -> dict[str, Any]:
         """The serving model and the rows that it answers, where the round wants to learn from it."""
@@ -245,7 +251,7 @@ class _Round:
 
     def _judge(
         self, start: _Start, net: UniversalNetwork, manifest: Manifest
-    ) -> tuple[Verdict, list[Skipped]]:
+    ) -> tuple[Verdict, list[LeftOut]]:
         """The gate's word on the candidate, and the held-out labels that could not be used."""
         if not self._labels.holdout:
             return Verdict(UNGATED, UNGATED_REASON), []

@@ -120,9 +120,9 @@ class Recipe:
     def priors_only(self, new_rows: Sequence[int]) -> Recipe:
         """This recipe for the rows of new structures alone: a quarter of the steps at a much higher rate.
 
-        A step costs about three quarters of a full one (nothing is differentiated by weights, but the features
-        still are by the tokens), so this takes less than a fifth of the time. AdamW, whose steps have the size of
-        the rate: LAMB's trust ratio would be that of the whole table.
+        A step costs about two thirds of a full one (nothing is differentiated by weights, but the features still
+        are by the tokens), so this takes less than a fifth of the time (docs/BENCHMARKS.md). AdamW, whose steps
+        have the size of the rate: LAMB's trust ratio would be that of the whole table.
         """
         return replace(
             self,
