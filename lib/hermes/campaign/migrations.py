@@ -52,4 +52,9 @@ def _draw_salt(session: Session) -> None:
     session.add(InfoRow(key=SALT, value=secrets.token_hex(16)))
 
 
-_STEPS: Mapping[int, Callable[[Session], None]] = {1: _from_1}
+def _from_2(session: Session) -> None:
+    """Further tables; those that were there keep their shape."""
+    Base.metadata.create_all(session.connection())
+
+
+_STEPS: Mapping[int, Callable[[Session], None]] = {1: _from_1, 2: _from_2}
