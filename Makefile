@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install serve demo test check lint types starter phantoms clean
+.PHONY: help install parts serve pacs pacs-stop demo test check lint types starter phantoms clean
 
 # Threads that spin while they wait take the cores from each other (docs/BENCHMARKS.md).
 export OMP_WAIT_POLICY := PASSIVE
@@ -13,6 +13,7 @@ PY      := $(VENV)/bin/python
 PYTHON  ?= $(firstword $(foreach v,python3.11 python3.12 python3.10 python3,$(shell command -v $(v) 2>/dev/null)))
 HOST    ?= 127.0.0.1
 PORT    ?= 8000
+PACS_PORT ?= 8042
 STUDIES ?=
 CONF    ?=
 DATA    ?=
@@ -20,7 +21,7 @@ OUT     ?= demo-out
 TESTS   ?= tests
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -ts $$'\t'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -ts $$'\t'
 
 install: $(VENV)/.installed  ## .venv with exactly the versions of constraints.txt
 
@@ -28,7 +29,16 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash scripts/install.sh
 	@touch $@
 
-serve: install  ## the server: STUDIES=DIR (default: a copy of the sample campaign) CONF="key=value ..." HOST PORT
+parts:  ## Orthanc and Chromium by apt: what `make pacs` starts and the browser tests drive
+	@bash scripts/install-parts.sh
+
+pacs: install parts  ## Orthanc with DICOMweb and sample studies, in the background: PACS_PORT
+	@$(PY) -m hermes.pacs start --directory campaigns/pacs --port "$(PACS_PORT)"
+
+pacs-stop: install  ## end what `make pacs` started; its studies stay
+	@$(PY) -m hermes.pacs stop --directory campaigns/pacs
+
+serve: install  ## the server: STUDIES=DIR, a DICOMweb URL or pacs (default: a copy of the sample campaign) CONF="key=value ..." HOST PORT
 	@$(PY) -m hermes.serve --host "$(HOST)" --port "$(PORT)" --studies "$(STUDIES)" --conf "$(CONF)"
 
 demo: install  ## an annotator played over HTTP for several rounds: DATA=DIR (images/ and labels/) OUT=demo-out

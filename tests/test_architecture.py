@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"publish"}),
     frozenset({"workspace"}),
     frozenset({"resident", "queueing", "rounds"}),
-    frozenset({"pool", "starter", "importing"}),
+    frozenset({"pool", "starter", "importing", "pacs"}),
     frozenset({"adapters", "serve"}),
     frozenset({"demo", "cli", "docs"}),
 )

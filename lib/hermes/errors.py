@@ -14,6 +14,7 @@
     │   └── NothingToTrainError          training was asked for and no usable label exists
     ├── BusyError                   429  something of which there is one is in use
     ├── CancelledError              409  stopped on request
+    ├── PacsError                   503  the PACS cannot be reached, or refuses what it is given
     └── CheckpointError             500  a model directory that does not hold what it says
         └── WeightsMismatchError         a missing, surplus or misshapen tensor
 
@@ -83,6 +84,12 @@ class CancelledError(HermesError):
     """Stopped on request."""
 
     status = 409
+
+
+class PacsError(HermesError):
+    """The PACS cannot be reached, or refuses what it is given."""
+
+    status = 503
 
 
 class CheckpointError(HermesError):

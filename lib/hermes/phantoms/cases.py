@@ -90,6 +90,11 @@ class _Grid:
         return float(z), float(y), float(x)
 
 
+def case_name(name: str, seed: int) -> str:
+    """What the case ``seed`` of the dataset ``name`` is called, without making it."""
+    return f"{name}_{seed:04d}"
+
+
 def make_case(
     name: str, seed: int, *, size: str = "small", phase: float | None = None, plain_axes: bool = False
 ) -> PhantomCase:
@@ -139,7 +144,7 @@ def _finished(
     names = dict(enumerate(which.structures, start=1))
     seen = set(np.unique(labels).tolist())
     return PhantomCase(
-        name=f"{which.name}_{seed:04d}",
+        name=case_name(which.name, seed),
         dataset=which.name,
         modality=modality,
         image=np.ascontiguousarray(image, dtype=np.float32),
