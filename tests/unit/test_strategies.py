@@ -50,5 +50,5 @@ def test_uncertainty_without_scores_and_among_equals_is_random() -> None:
 
 
 def test_an_unknown_strategy_names_the_known_ones() -> None:
-    with pytest.raises(BadRequestError, match=r"random, first, last, uncertainty.* Did you mean 'random'"):
+    with pytest.raises(BadRequestError, match=r"random, foreground, uncertainty, clasp, coverage.* Did you mean 'random'"):
         get_strategy("radnom")

@@ -9,13 +9,27 @@ from __future__ import annotations
 import difflib
 
 from hermes.errors import BadRequestError
-from hermes.strategies.base import Candidate, SortingStrategy, Strategy
+from hermes.strategies.base import NOTHING_YET, Candidate, History, Known, SortingStrategy, Strategy
+from hermes.strategies.covering import CoreSet, Coverage, Disagreement, Hybrid
+from hermes.strategies.drawing import ClaspPE, ForegroundRandom
 from hermes.strategies.sorting import FIRST, LAST, RANDOM, UNCERTAINTY
 
-STRATEGIES: dict[str, Strategy] = {s.name: s for s in (RANDOM, FIRST, LAST, UNCERTAINTY)}
+_ALL: tuple[Strategy, ...] = (
+    RANDOM, ForegroundRandom(), UNCERTAINTY, ClaspPE(), Coverage(), CoreSet(), Hybrid(), Disagreement(), FIRST, LAST,
+)  # fmt: skip
+STRATEGIES: dict[str, Strategy] = {s.name: s for s in _ALL}
 """Every strategy by its name."""
 
-__all__ = ["STRATEGIES", "Candidate", "SortingStrategy", "Strategy", "get_strategy"]
+__all__ = [
+    "NOTHING_YET",
+    "STRATEGIES",
+    "Candidate",
+    "History",
+    "Known",
+    "SortingStrategy",
+    "Strategy",
+    "get_strategy",
+]
 
 
 def get_strategy(name: str) -> Strategy:
