@@ -7,6 +7,7 @@ Examples::
     python benchmarks/continual.py synergy --seed 0
     python benchmarks/continual.py partial --seed 0
     python benchmarks/continual.py incremental --seed 0
+    python benchmarks/continual.py rounds --seed 0
     python benchmarks/continual.py transfer --seed 0
     python benchmarks/continual.py report
 
@@ -50,6 +51,7 @@ UNSEEN = 500_000  # first seed of test cases
 JOINT = ("PhantomAbdomenCT", "PhantomLiverCT", "PhantomKidneyCT", "PhantomAbdomenMR")
 OLD, NEW = ("PhantomLiverCT", "PhantomKidneyCT", "PhantomAbdomenMR"), "PhantomAbdomenCT"
 ADDED = ("spleen", "stomach")
+ROUNDS, OLD_PER_DATASET = 5, 4
 THREE = ("liver", "spleen", "left kidney")
 Rows = Mapping[tuple[str, str], int]
 
@@ -193,7 +195,7 @@ def old_dice(net: UniversalNetwork, rows: Rows) -> float:
     return float(np.mean([score(net, name, rows) for name in OLD]))
 
 
-MODES = ("full", "full, replay", "full, distillation", "full, replay and distillation", "priors only")
+MODES = ("full", "full, replay", "full, distillation", "priors only")
 
 
 def incremental(lines: Lines, given: argparse.Namespace) -> None:
@@ -202,13 +204,7 @@ def incremental(lines: Lines, given: argparse.Namespace) -> None:
     before = old_dice(start, rows)
     lines.add(mode="before", old=before)
     first = len(rows)
-    extend_tasks(
-        start,
-        len(ADDED),
-        [rows["PhantomAbdomenMR", "spleen"], None],
-        torch.Generator().manual_seed(given.seed),
-    )
-    rows = {**rows, **{(NEW, name): first + number for number, name in enumerate(ADDED)}}
+    rows = with_added(start, rows, given.seed)
     new_rows = tuple(rows[NEW, name] for name in ADDED)
     for count in (1, 5, 10):
         new = cases(NEW, rows, count, given.seed, ADDED)
@@ -228,6 +224,35 @@ def incremental(lines: Lines, given: argparse.Namespace) -> None:
             after = old_dice(net, rows)
             lines.add(mode=mode, cases=count, new=float(np.mean(list(found.values()))), old=after,
                       forgotten=before - after, cpu_s=cpu, steps=how.steps, **found)  # fmt: skip
+
+
+def with_added(
+    net: UniversalNetwork, rows: dict[tuple[str, str], int], seed: int
+) -> dict[tuple[str, str], int]:
+    """The rows with those of the added structures, which ``net`` gains: like the spleen in MR, and at random."""
+    first = len(rows)
+    relatives = [rows["PhantomAbdomenMR", "spleen"], None]
+    extend_tasks(net, len(ADDED), relatives, torch.Generator().manual_seed(seed))
+    return {**rows, **{(NEW, name): first + number for number, name in enumerate(ADDED)}}
+
+
+def rounds(lines: Lines, given: argparse.Namespace) -> None:
+    """Five rounds of two new cases each with what a campaign does by default: all labels are replayed alike."""
+    net, rows, old_cases = base(given)
+    old = [one for one in old_cases if int(one.case_id.rsplit("-", 1)[1]) % 1000 < OLD_PER_DATASET]
+    before = [one for name in OLD for one in scores(net, name, rows).values()]
+    lines.add(round=0, old=old_dice(net, rows))
+    rows = with_added(net, rows, given.seed)
+    for number in range(1, ROUNDS + 1):
+        data = old + cases(NEW, rows, 2 * number, given.seed, ADDED)
+        counts = {name: float(sum(one.dataset == name for one in data)) for name in (*OLD, NEW)}
+        how = replace(recipe(1), dataset_weights=counts)
+        how = replace(how, steps=how.steps_for(len(data)))
+        net, cpu = fit(net, data, how, given.seed + number)
+        after = [one for name in OLD for one in scores(net, name, rows).values()]
+        found = scores(net, NEW, rows, ADDED)
+        lines.add(round=number, new=float(np.mean(list(found.values()))), old=old_dice(net, rows),
+                  worst_task_change=float(np.min(np.subtract(after, before))), steps=how.steps, cpu_s=cpu)  # fmt: skip
 
 
 def transfer(lines: Lines, given: argparse.Namespace) -> None:
@@ -250,7 +275,7 @@ def transfer(lines: Lines, given: argparse.Namespace) -> None:
 def report(given: argparse.Namespace) -> None:
     """Means and spreads over seeds, a line for each combination of facts that are not numbers to average."""
     groups: dict[tuple[object, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    keys = ("benchmark", "model", "dataset", "labels", "start", "mode", "cases")
+    keys = ("benchmark", "model", "dataset", "labels", "start", "mode", "round", "cases")
     for text in given.out.read_text().splitlines():
         line = json.loads(text)
         place = groups[tuple(line.get(key) for key in keys)]
@@ -265,7 +290,7 @@ def report(given: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the benchmarks for one seed, or report."""
-    benchmarks = {f.__name__: f for f in (synergy, partial, incremental, transfer)}
+    benchmarks = {f.__name__: f for f in (synergy, partial, incremental, rounds, transfer)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

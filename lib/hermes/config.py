@@ -286,8 +286,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "distil",
-        "0",
-        "Weight of the loss that keeps what the serving model says of structures not annotated in a case, 0 to 100.",
+        "1",
+        "Weight of the loss that keeps what the serving model says of structures that no label of a round teaches, 0 to 100.",
         _number(0, 100),
     ),
     Setting(

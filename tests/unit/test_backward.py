@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,9 @@ def batch(*annotated: dict[int, int | None]) -> Batch:
         )
         for i, rows in enumerate(annotated)
     ]  # fmt: skip
-    return PatchSampler(cases, patch=(32, 32, 32), batch_size=4, seed=1, augmentation=None).batch(0)
+    return PatchSampler(
+        cases, patch=(32, 32, 32), batch_size=4, seed=1, augmentation=None, beside_most=0
+    ).batch(0)
 
 
 def gradients(trained: UniversalNetwork) -> dict[str, torch.Tensor]:
@@ -103,3 +107,22 @@ def test_a_patch_that_does_not_fit_alone_is_an_error() -> None:
     with pytest.raises(HermesError, match="does not fit into the memory of the GPU"):
         WholeBatch()(small, batch({0: 1}), precision="fp32")
     assert not gradients(small.inner)
+
+
+def test_a_task_asked_beside_takes_part_but_its_row_gets_no_gradient() -> None:
+    """Bits of a row that no case of a batch has annotated stay, though it is among the tokens."""
+    given = batch({0: 1}, {1: 2})
+    chosen = [b for b in range(4) if given.weights[b, given.task_rows[b] == 0].any()]
+    only = given.part(chosen[0], chosen[0] + 1)
+    only = replace(only, task_rows=torch.tensor([[0, 1]]), task_mask=torch.ones(1, 2, dtype=torch.bool),
+                   beside=torch.tensor([[False, True]]), weights=torch.tensor([[1.0, 0.0]]),
+                   distilled=torch.zeros(1, 2, dtype=torch.bool), masks=only.masks[:, :1].expand(-1, 2, -1, -1, -1))  # fmt: skip
+    beside, alone = net(), net()
+    with_it = backward_at_once(beside, only, precision="fp32")
+    without = backward_at_once(
+        alone, replace(only, task_mask=torch.tensor([[True, False]])), precision="fp32"
+    )
+    assert with_it != without  # the token is there
+    tables = [p.grad for name, p in beside.named_parameters() if name.endswith("task_prior")]
+    assert all(not table[1].any() for table in tables)
+    assert any(table[0].any() for table in tables)

@@ -63,13 +63,29 @@ def test_shapes() -> None:
     assert batch.weights.shape == batch.task_mask.shape == (4, n)
 
 
-def test_tasks_that_were_not_annotated_never_appear() -> None:
+def test_tasks_that_were_not_annotated_are_asked_beside_and_never_count() -> None:
     drawn = sampler(case("a", {0: 1}), case("b", {3: 2}))
-    for step in range(10):
+    alone = 0
+    for step in range(20):
         batch = drawn.batch(step)
         assert set(batch.task_rows[batch.task_mask].tolist()) <= {0, 3}
-        assert batch.task_mask.sum(dim=1).tolist() == [1] * 4  # each case answers for its own task only
-        assert torch.equal(batch.weights, batch.task_mask.float())
+        assert batch.weights.sum(dim=1).tolist() == [1] * 4  # each case answers for its own task only
+        assert torch.equal(batch.weights, (batch.task_mask & ~batch.beside).float())
+        assert float(batch.masks[batch.beside].sum()) == 0
+        alone += int((batch.task_mask.sum(dim=1) == 1).sum())
+    assert 0 < alone < 40  # of 80 samples: mostly both are asked, sometimes the annotated one alone
+
+
+def test_no_more_tasks_are_asked_beside_than_allowed() -> None:
+    cases = [case(str(row), {row: 1}) for row in range(12)]
+    for most in (0, 3):
+        batches = [sampler(*cases, beside_most=most).batch(step) for step in range(5)]
+        assert max(int(batch.beside.sum(dim=1).max()) for batch in batches) == most
+
+
+def test_what_all_cases_have_annotated_leaves_nothing_to_ask_beside() -> None:
+    batch = sampler(case("a", {0: 1, 3: 2}), case("b", {0: 1, 3: None})).batch(0)
+    assert not batch.beside.any()
 
 
 def test_annotated_and_absent_is_an_empty_mask_that_counts() -> None:

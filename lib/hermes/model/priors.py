@@ -25,12 +25,16 @@ what tells them apart, and training stands still until the rows have grown (docs
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked of each image of a batch; rows under a False mask are ignored."""
+    """What is asked of each image of a batch; rows under a False mask are ignored.
+
+    ``beside`` is True for a task that is asked beside the others and learns nothing: its rows get no gradient.
+    """
 
     task_rows: Int[Tensor, "b n"]
     modality_rows: Tensor
     task_mask: Bool[Tensor, "b n"]
     modality_known: Tensor
+    beside: Bool[Tensor, "b n"] | None = None
 
     @classmethod
     def of(
@@ -39,6 +43,7 @@ class Prompt:
         modality_rows: Tensor,
         task_mask: Bool[Tensor, "b n"] | None = None,
         modality_known: Tensor | None = None,
+        beside: Bool[Tensor, "b n"] | None = None,
     ) -> Prompt:
         """A prompt in which every task is real and every modality known unless a mask says otherwise.
 
@@ -53,6 +58,7 @@ class Prompt:
             modality_rows.where(modality_known, torch.zeros_like(modality_rows)),
             task_mask,
             modality_known,
+            beside,
         )
 
     def check(self, batch: int, tasks: int, modalities: int) -> None:
@@ -99,6 +105,8 @@ class PriorTables(nn.Module):
     def forward(self, prompt: Prompt) -> Float[Tensor, "b n+10 c"]:
         """The token sequence ``[task tokens (n), modality tokens (10)]`` of each image."""
         tasks = self.task_prior[prompt.task_rows]  # (b, n, c)
+        if prompt.beside is not None:
+            tasks = torch.where(prompt.beside[..., None], tasks.detach(), tasks)
         tasks = torch.where(prompt.task_mask[..., None], tasks, self.null_prior)
         modality = self.modality_prior[prompt.modality_rows]  # (b, 10, c)
         modality = torch.where(prompt.modality_known[:, None, None], modality, self.unknown_modality_prior)

@@ -99,6 +99,7 @@ class UniversalNetwork(nn.Module):
         *,
         task_mask: Bool[Tensor, "b n"] | None = None,
         modality_known: Tensor | None = None,
+        beside: Bool[Tensor, "b n"] | None = None,
     ) -> Encoded:
         """Features and classifier weights; an inference engine contracts them as memory allows.
 
@@ -108,12 +109,13 @@ class UniversalNetwork(nn.Module):
             modality_rows: rows of the modality tables.
             task_mask: True where the row is a real task, False for padding; None: all real.
             modality_known: False where the modality is unknown; None: all known.
+            beside: True for a task whose rows shall get no gradient, in training; None: none.
 
         Raises:
             BadImageError: the image has another rank, more channels, or a size that 16 does not divide.
             BadRequestError: rows outside the tables or of another batch size.
         """
-        prompt = Prompt.of(task_rows, modality_rows, task_mask, modality_known)
+        prompt = Prompt.of(task_rows, modality_rows, task_mask, modality_known, beside)
         if not torch.compiler.is_compiling():
             _check_image(image)
             prompt.check(image.shape[0], self.config.tasks, self.config.modalities)
@@ -138,11 +140,13 @@ class UniversalNetwork(nn.Module):
         *,
         task_mask: Bool[Tensor, "b n"] | None = None,
         modality_known: Tensor | None = None,
+        beside: Bool[Tensor, "b n"] | None = None,
     ) -> NetworkOutput:
         """Logits of every asked task; arguments and errors as in :meth:`encode`."""
         encoded = self.encode(
-            image, task_rows, modality_rows, task_mask=task_mask, modality_known=modality_known
-        )
+            image, task_rows, modality_rows,
+            task_mask=task_mask, modality_known=modality_known, beside=beside,
+        )  # fmt: skip
         auxiliary = None
         if encoded.auxiliary_features is not None and encoded.auxiliary_weights is not None:
             coarse = contract(encoded.auxiliary_features, encoded.auxiliary_weights)

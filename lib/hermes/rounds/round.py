@@ -211,17 +211,26 @@ class _Round:
         )
 
     def _teacher(self, start: _Start) -> dict[str, Any]:
-        """The serving model and the rows that it answers, where the round wants to learn from it."""
-        if self._options.distil <= 0:
+        """The serving model and the rows that it answers, where the round wants to learn from it.
+
+        Those that it has learned and that no label of this round teaches: for the others their own labels, replayed,
+        are the better teacher, and the cheaper one (docs/BENCHMARKS.md).
+        """
+        taught = {row for case in start.cases for row in case.annotated}
+        learned = {start.bindings.rows[name] for name in start.bindings.trained} & start.manifest.learned_rows
+        rows = sorted(learned - taught)
+        if self._options.distil <= 0 or not rows:
             return {}
-        teacher, manifest = load_checkpoint(start.serving.directory)
-        rows = sorted({start.bindings.rows[name] for name in start.bindings.trained} & manifest.learned_rows)
-        return {"teacher": teacher, "teacher_rows": rows}
+        return {"teacher": load_checkpoint(start.serving.directory)[0], "teacher_rows": rows}
 
     def _key(self, start: _Start, recipe: Recipe, seed: int) -> str:
         """Names everything that the result depends on: a state of another key is not gone on with."""
         used = {case.case_id for case in start.cases}
-        labels = [[lb.id, lb.sha256, lb.image_id] for lb in self._labels.training if lb.image_id in used]
+        labels = [
+            [lb.id, lb.sha256, lb.image_id, sorted(lb.annotated)]
+            for lb in self._labels.training
+            if lb.image_id in used
+        ]
         return fingerprint(
             parent=start.manifest.sha256, labels=labels, rows=list(start.bindings.rows.items()), recipe=recipe,
             seed=seed, options=self._options, code=__version__, device=self._device.type,
@@ -242,7 +251,7 @@ class _Round:
             version=self._workspace.versions.new_name(_digest(net)),
             parent=start.serving.name,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            trained_on=tuple(case.case_id for case in start.cases),
+            trained_on=tuple(dict.fromkeys(case.case_id for case in start.cases)),
             trained_rows=tuple(sorted(start.manifest.learned_rows | trained)),
             settings=self._settings.to_conf(),
             seed=seed,

@@ -150,7 +150,7 @@ def batch_loss(
     with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=bf16):
         out = net(
             batch.image, batch.task_rows, batch.modality_rows,
-            task_mask=batch.task_mask, modality_known=batch.modality_known,
+            task_mask=batch.task_mask, modality_known=batch.modality_known, beside=batch.beside,
         )  # fmt: skip
     loss = _task_losses(out.logits.float(), batch, teacher)
     if out.auxiliary_logits is not None:

@@ -20,9 +20,11 @@ from hermes.training.augment import NO_AUGMENTATION, Augmentation, AugmentationR
 from hermes.training.cases import ForegroundIndex, TrainingCase
 
 FOREGROUND_PROBABILITY = 0.8  # part of the patches that are centred on a voxel of an annotated structure
-SUBSET_PROBABILITY = 0.25  # part of the samples for which only some annotated tasks are asked
+SUBSET_PROBABILITY = 0.25  # part of the samples for which only some tasks are asked
 # The prior tokens attend to each other through the image, so the answer for one task depends on which others
-# are asked; seeing random subsets keeps requests for single structures as good as requests for all.
+# are asked; seeing random subsets keeps requests for single structures as good as requests for all. For the same
+# reason tasks that are not annotated in a case are asked too, without learning from it: where every case has one
+# structure out of three, a network that was only ever asked for one answers a request for three badly.
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,11 @@ class Batch:
     Attributes:
         image: (B, 1, D, H, W) float32.
         masks: (B, n, D, H, W) float32 in [0, 1].
-        weights: (B, n) float32: 1 for an annotated task, 0 for padding and for what the teacher answers.
+        weights: (B, n) float32: 1 for an annotated task, else 0.
         task_rows: (B, n) int64; padded entries are 0 and switched off by ``task_mask``.
         task_mask: (B, n) bool, True where a task was asked.
         distilled: (B, n) bool, True where the teacher gives the target; ``masks`` are 0 until it did.
+        beside: (B, n) bool, True for a task that is asked beside the others and learns nothing.
         modality_rows: (B,) int64; 0 where unknown.
         modality_known: (B,) bool.
         norms: of the whole batch of the step.
@@ -62,6 +65,7 @@ class Batch:
     task_rows: Tensor
     task_mask: Tensor
     distilled: Tensor
+    beside: Tensor
     modality_rows: Tensor
     modality_known: Tensor
     norms: Norms
@@ -83,7 +87,7 @@ class Batch:
         parts = []
         for b in range(self.image.shape[0]):
             one, kept = self.part(b, b + 1), self.task_mask[b]
-            wide = ("masks", "weights", "task_rows", "task_mask", "distilled")
+            wide = ("masks", "weights", "task_rows", "task_mask", "distilled", "beside")
             parts.append(replace(one, **{name: getattr(one, name)[:, kept] for name in wide}))
         return parts
 
@@ -100,10 +104,11 @@ class _Plan:
     augmentation: Augmentation
     hard: Mapping[int, int | None]  # row -> label value
     soft: tuple[int, ...]  # rows that the teacher answers
+    beside: tuple[int, ...]  # rows without a target
 
     @property
     def rows(self) -> list[int]:
-        return sorted((*self.hard, *self.soft))
+        return sorted((*self.hard, *self.soft, *self.beside))
 
 
 class PatchSampler:
@@ -120,6 +125,7 @@ class PatchSampler:
         dataset_weights: Mapping[str, float] | None = None,
         distil_rows: Sequence[int] = (),
         distil_most: int = 4,
+        beside_most: int = 8,
     ) -> None:
         """Prepare the foreground index of every case.
 
@@ -132,6 +138,7 @@ class PatchSampler:
             dataset_weights: how often each dataset is drawn; 1 where nothing is said.
             distil_rows: rows for which a teacher answers where a case has no annotation of them.
             distil_most: so many of them per sample at most, drawn anew each time.
+            beside_most: so many of the other tasks that any case has annotated are asked beside at most.
 
         Raises:
             NothingToTrainError: there is no case with an annotated task.
@@ -143,6 +150,8 @@ class PatchSampler:
         self._patch, self._batch_size, self._seed = patch, batch_size, seed
         self._ranges = augmentation
         self._distil_rows, self._distil_most = tuple(distil_rows), distil_most
+        self._known_rows = sorted({row for case in self._cases for row in case.annotated})
+        self._beside_most = beside_most
         self._index = [
             ForegroundIndex.of(c, generator=np.random.default_rng([seed, i]))
             for i, c in enumerate(self._cases)
@@ -168,9 +177,9 @@ class PatchSampler:
         if len(rows) > 1 and generator.random() < SUBSET_PROBABILITY:
             kept = generator.choice(len(rows), int(generator.integers(1, len(rows))), replace=False)
             rows = [rows[i] for i in sorted(kept)]
-        return _Plan(
-            case, centre, augmentation, {r: case.annotated[r] for r in rows}, self._soft(case, step, place)
-        )
+        soft = self._soft(case, step, place)
+        beside = self._beside(case, soft, step, place)
+        return _Plan(case, centre, augmentation, {r: case.annotated[r] for r in rows}, soft, beside)
 
     def _soft(self, case: TrainingCase, step: int, place: int) -> tuple[int, ...]:
         """Rows of this sample for the teacher; a stream of its own, so that the others stay as they are."""
@@ -180,6 +189,17 @@ class PatchSampler:
         generator = np.random.default_rng([self._seed, 2, step, place])
         drawn = generator.choice(free, min(self._distil_most, len(free)), replace=False)
         return tuple(int(row) for row in drawn)
+
+    def _beside(self, case: TrainingCase, soft: tuple[int, ...], step: int, place: int) -> tuple[int, ...]:
+        """Rows that this sample is asked for without a target; a stream of their own as well."""
+        free = [row for row in self._known_rows if row not in case.annotated and row not in soft]
+        count = min(self._beside_most, len(free))
+        if not count:
+            return ()
+        generator = np.random.default_rng([self._seed, 3, step, place])
+        if generator.random() < SUBSET_PROBABILITY:
+            count = int(generator.integers(count))
+        return tuple(int(row) for row in generator.choice(free, count, replace=False))
 
     def _centre(
         self, case: TrainingCase, index: ForegroundIndex, generator: np.random.Generator
@@ -232,12 +252,12 @@ def _collate(plans: Sequence[_Plan], chosen: Sequence[_Plan], patch: tuple[int, 
     images = torch.empty(count, 1, *patch)
     masks = torch.zeros(count, width, *patch)
     task_rows = torch.zeros(count, width, dtype=torch.int64)
-    task_mask, distilled = torch.zeros(2, count, width, dtype=torch.bool)
+    task_mask, distilled, beside = torch.zeros(3, count, width, dtype=torch.bool)
     for b, plan in enumerate(chosen):
         images[b, 0], labels = _cut(plan.case, plan.centre, plan.augmentation, patch)
         for k, row in enumerate(plan.rows):
             task_rows[b, k], task_mask[b, k] = row, True
-            distilled[b, k] = row not in plan.hard
+            distilled[b, k], beside[b, k] = row in plan.soft, row in plan.beside
             value = plan.hard.get(row)
             if value is not None:
                 masks[b, k] = labels == value
@@ -245,10 +265,11 @@ def _collate(plans: Sequence[_Plan], chosen: Sequence[_Plan], patch: tuple[int, 
     return Batch(
         image=images,
         masks=masks,
-        weights=(task_mask & ~distilled).float(),
+        weights=(task_mask & ~distilled & ~beside).float(),
         task_rows=task_rows,
         task_mask=task_mask,
         distilled=distilled,
+        beside=beside,
         modality_rows=torch.tensor([m.row if m is not None else 0 for m in modalities]),
         modality_known=torch.tensor([m is not None for m in modalities]),
         norms=Norms(
