@@ -14,6 +14,7 @@
     │   └── NothingToTrainError          training was asked for and no usable label exists
     ├── BusyError                   429  something of which there is one is in use
     ├── CancelledError              409  stopped on request
+    │   └── GaveWayError                 work in the background made room for a request
     ├── PacsError                   503  the PACS cannot be reached, or refuses what it is given
     └── CheckpointError             500  a model directory that does not hold what it says
         └── WeightsMismatchError         a missing, surplus or misshapen tensor
@@ -84,6 +85,10 @@ class CancelledError(HermesError):
     """Stopped on request."""
 
     status = 409
+
+
+class GaveWayError(CancelledError):
+    """Work in the background made room for a request; it may be tried again."""
 
 
 class PacsError(HermesError):

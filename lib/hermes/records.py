@@ -97,6 +97,38 @@ class StructureResult:
     uncertainty: float
 
 
+MEASURES: Mapping[str, str] = {
+    "entropy": "mean entropy in bits where a structure or its boundary is (probability of at least 0.1)",
+    "entropy_inside": "mean entropy in bits where the structure is predicted (above 0.5)",
+    "entropy_shell": "entropy summed over structure and boundary, divided by the area of a ball of the predicted volume: "
+    "how thick the unsure layer is, in voxels, however large the structure",
+    "margin": "1 minus the mean distance of the probability from 0.5, times two, where structure or boundary is",
+    "presence": "highest averaged probability of any voxel: whether the structure is there at all",
+    "presence_doubt": "entropy in bits of the presence: highest where the model does not know whether it is there",
+    "volume_ml": "predicted volume, before overlaps with other structures are decided",
+    "protocols": "1 minus the soft Dice between rows that draw the same structure by other protocols",
+    "modality_surprise": "whole image: bits by which the network's modality head is surprised by the stated modality; "
+    "entropy of its answer where none is stated",
+}
+"""What is measured of an image beside its label map, in the same pass. Larger means less sure, except for presence and
+volume."""
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What one inference found beside the label map, per structure in the order of the request.
+
+    Attributes:
+        measures: name of `MEASURES` -> structure ("" for the whole image) -> value; a measure that says nothing about
+            a structure lacks it.
+        tokens: ``(n, e)`` float32: the posterior token of each task, layer-normalised, averaged over the windows that
+            see the structure (over all windows where none does); zeros where no window was visited.
+    """
+
+    measures: Mapping[str, Mapping[StructureName, float]]
+    tokens: NDArray[np.float32]
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """Everything one inference answers.
@@ -114,6 +146,7 @@ class Prediction:
         timings_s: seconds per stage.
         windows: windows that the network saw.
         windows_skipped: windows left out as air or outside the region of interest.
+        findings: what was measured beside, or None when not asked for.
     """
 
     label_map: LabelMap
@@ -127,6 +160,7 @@ class Prediction:
     timings_s: Mapping[str, float]
     windows: int
     windows_skipped: int
+    findings: Findings | None = None
 
 
 def _check_shape(array: NDArray[Any], grid: Grid) -> None:

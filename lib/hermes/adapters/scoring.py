@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
+from hermes.adapters.images import paths_of
 from hermes.pool import PoolScorer
 from hermes.scoring.agreement import agreement
 from hermes.transforms.reading import read_label_map
@@ -26,8 +26,8 @@ class UncertaintyScoring(ScoringMethod):  # type: ignore[misc]
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """How many images were scored now."""
-        images = {i: Path(datastore.get_image_uri(i)) for i in datastore.get_unlabeled_images()}
-        return {"scored": sum(1 for _ in self._scorer.score(images))}
+        scored = self._scorer.score(datastore.list_images(), paths_of(datastore))
+        return {"scored": sum(1 for _ in scored)}
 
 
 class AgreementScoring(ScoringMethod):  # type: ignore[misc]

@@ -10,7 +10,6 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from monailabel.interfaces.datastore import Datastore
 
@@ -28,21 +27,33 @@ INTERVAL_S = 1.0
 STOP_TIMEOUT_S = 10.0
 
 
-def training_due(campaign: Campaign, labels_per_round: int) -> bool:
-    """Whether so many images have new labels that a round should begin.
+def training_due(campaign: Campaign, labels_per_round: int, round_hours: float = 0.0) -> bool:
+    """Whether a round should begin: so many images have new labels, or so much time has passed with one that has.
 
     A round that failed, or that somebody stopped, is not tried again with the same labels: it takes as many
     more. One whose process died with its server is. Labels of held-out images count, but not alone.
     """
-    if labels_per_round <= 0 or campaign.labels_since_last_training() < labels_per_round:
+    new = campaign.labels_since_last_training()
+    if not new or not (0 < labels_per_round <= new or _time_is_up(campaign, round_hours)):
         return False
-    if not campaign.labelled_ids() & campaign.training_ids():
+    labels, trainable = campaign.training_labels(), campaign.training_ids()
+    if not any(label.image_id in trainable for label in labels):
         return False
     runs = campaign.runs()
     last = runs[-1] if runs else None
     if last is None or last.state is RunState.DONE or last.reason == PROCESS_DIED:
         return True
-    return sum(label.id not in last.label_ids for label in campaign.labels()) >= labels_per_round
+    unseen = sum(label.id not in last.label_ids for label in labels)
+    return unseen >= labels_per_round > 0 or (unseen > 0 and _time_is_up(campaign, round_hours))
+
+
+def _time_is_up(campaign: Campaign, round_hours: float) -> bool:
+    """Whether the last round began (or, where there was none, the first label came) so many hours ago."""
+    if round_hours <= 0:
+        return False
+    runs = campaign.runs()
+    began = runs[-1].started_at if runs else min(label.submitted_at for label in campaign.training_labels())
+    return campaign.now() - began >= 3600 * round_hours
 
 
 class Supervisor:
@@ -99,8 +110,9 @@ class Supervisor:
         if self._is_training() or campaign.current_run() is not None:
             self._ahead.prepare(should_stop=self._ended.is_set)
             return
-        if training_due(campaign, self._workspace.settings.labels_per_round):
-            labels = frozenset(label.id for label in campaign.labels())
+        settings = self._workspace.settings
+        if training_due(campaign, settings.labels_per_round, settings.round_hours):
+            labels = frozenset(label.id for label in campaign.training_labels())
             # A process that dies before it can note its run would else be started again every few seconds.
             if labels != self._tried:
                 self._tried = labels
@@ -108,7 +120,7 @@ class Supervisor:
                 self._start_training()
                 return
         self._ahead.prepare(should_stop=self._ended.is_set)
-        images = {i: Path(self._datastore.get_image_uri(i)) for i in self._datastore.get_unlabeled_images()}
-        for _ in self._scorer.score(images, should_stop=self._wake.is_set):
+        images = self._datastore.list_images()
+        for _ in self._scorer.score(images, paths_of(self._datastore), should_stop=self._wake.is_set):
             if self._wake.is_set():
                 return

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ from hermes.inference.memory import (
     out_of_memory_as_one,
     plan_for,
 )
-from hermes.inference.reduction import Reduction, SlabSummary
+from hermes.inference.reduction import Reduction, SlabSummary, TaskSums
+from hermes.inference.tokens import ImageTokens, TokenSums, token_sums
 from hermes.inference.windows import Box, Layout, Shape, Weighting, cut, is_air, slabs_of
 
 Precision = Literal["fp32", "bf16"]
@@ -66,6 +67,7 @@ class EngineSettings:
         budget_bytes: for everything but the image, the network and its activations.
         skip_air: leave out windows that hold air only; their voxels are background.
         uncertainty_map: whether to make one.
+        findings: whether to sum per task what scores are made of, and to average posterior tokens.
         precision: ``"bf16"`` means autocast.
     """
 
@@ -77,6 +79,7 @@ class EngineSettings:
     budget_bytes: int = DEFAULT_BUDGET_BYTES
     skip_air: bool = True
     uncertainty_map: bool = False
+    findings: bool = False
     precision: Precision = "fp32"
 
 
@@ -90,6 +93,7 @@ class Request:
         containers: for each task, the places in ``rows`` of the tasks that contain it.
         air_level: intensity up to which a voxel is air; None when unknown.
         roi: only this box; the labels in it are those of a run over everything, outside it is background.
+        pairs: places of two tasks that draw the same structure; their overlap is summed with the findings.
     """
 
     rows: tuple[int, ...]
@@ -97,6 +101,7 @@ class Request:
     containers: Containers
     air_level: float | None = None
     roi: Box | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +114,8 @@ class Segmentation:
         uncertainty: ``(n,)``: mean entropy in bits where the task's probability is at least 0.1.
         image_uncertainty: mean entropy in bits over labelled and undecided voxels.
         uncertainty_map: ``(D, H, W)`` float16 in bits, when asked for.
+        sums: per task, when findings were asked for.
+        tokens: posterior tokens and modality of the image, when findings were asked for and a window was visited.
         windows: visited.
         windows_skipped: left out.
         plan: that the run ended with; None when no window was visited.
@@ -121,6 +128,8 @@ class Segmentation:
     uncertainty: NDArray[np.float32]
     image_uncertainty: float
     uncertainty_map: NDArray[np.float16] | None
+    sums: TaskSums | None
+    tokens: ImageTokens | None
     windows: int
     windows_skipped: int
     plan: Plan | None
@@ -182,6 +191,10 @@ def _never() -> bool:
     return False
 
 
+_Encoded: TypeAlias = tuple[Tensor, Tensor, "TokenSums | None"]
+"""``features (b, c, d, h, w)`` as the network gives them, ``class_weights (b, n, c)`` float32, sums of tokens."""
+
+
 class _Run:
     """One run over one volume: the state that lives between windows."""
 
@@ -209,8 +222,13 @@ class _Run:
             max(1, settings.batch) * self.lanes.count
         )  # windows at a time; the plan's when there is one
         self.reduction = Reduction(
-            (depth, height, width), request.containers, with_map=settings.uncertainty_map
+            (depth, height, width),
+            request.containers,
+            with_map=settings.uncertainty_map,
+            with_sums=settings.findings,
+            pairs=request.pairs,
         )
+        self.tokens: TokenSums | None = None
         self.plan: Plan | None = None  # made when the first window has shown how wide the features are
         self.kept: dict[int, list[Piece]] = {}  # by number of the z interval
         self.averagers = threading.local()
@@ -243,8 +261,9 @@ class _Run:
         reduced = self.reduction.result()
         values = {item.name: getattr(reduced, item.name) for item in dataclasses.fields(reduced)}
         skipped = len(self.layout) - total
+        tokens = None if self.tokens is None else self.tokens.means()
         return Segmentation(
-            **values, windows=total, windows_skipped=skipped, plan=self.plan,
+            **values, tokens=tokens, windows=total, windows_skipped=skipped, plan=self.plan,
             network_s=self.network_s, reduce_s=self.reduce_s,
         )  # fmt: skip
 
@@ -271,13 +290,15 @@ class _Run:
         encoded = self.lanes.map(self._encode, parts)
         plan = self.plan or self._first_plan(encoded[0][0])
 
-        def pieces_of(part: tuple[Sequence[Shape], tuple[Tensor, Tensor]]) -> list[tuple[int, Piece]]:
-            return self._pieces(row, part[0], *part[1], plan)
+        def pieces_of(part: tuple[Sequence[Shape], _Encoded]) -> list[tuple[int, Piece]]:
+            return self._pieces(row, part[0], *part[1][:2], plan)
 
         pieces = self.lanes.map(pieces_of, zip(parts, encoded, strict=True))
         self.plan, self.batch = plan, plan.batch
         for number, piece in itertools.chain(*pieces):
             self.kept.setdefault(number, []).append(piece)
+        for _, _, sums in encoded:
+            self.tokens = self.tokens if sums is None else sums.plus(self.tokens)
         self.network_s += time.perf_counter() - started
 
     def _pieces(
@@ -302,12 +323,13 @@ class _Run:
                     pieces.append((number, Piece((low, y, x), low - z, values, own)))
         return pieces
 
-    def _encode(self, batch: Sequence[Shape]) -> tuple[Tensor, Tensor]:
-        """``features (b, c, d, h, w)`` as the network gives them, ``class_weights (b, n, c)`` float32."""
+    def _encode(self, batch: Sequence[Shape]) -> _Encoded:
+        """What the network gives for some windows of one row."""
         windows = np.stack([cut(self.array, start, self.layout.window) for start in batch])
         rows, modality = self.request.rows, self.request.modality_row
         encoded = encode(self.net, windows, rows, modality, self.device, self.settings.precision)
-        return encoded.features, encoded.class_weights.float()
+        sums = token_sums(encoded) if self.settings.findings else None
+        return encoded.features, encoded.class_weights.float(), sums
 
     def _first_plan(self, features: Tensor) -> Plan:
         """The plan, now that the width of the features is known."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hermes.cache import VolumeCache
 from hermes.checkpoint import Manifest
 from hermes.device import in_fast_layout, keep_freed_memory, return_freed_memory
-from hermes.errors import BadRequestError
+from hermes.errors import BadRequestError, GaveWayError
 from hermes.inference.engine import (
     DEFAULT_BUDGET_BYTES,
     Encoder,
@@ -29,6 +29,7 @@ from hermes.inference.engine import (
     encode,
     segment,
 )
+from hermes.inference.findings import findings_of, pairs_of
 from hermes.inference.labelmap import Containers
 from hermes.inference.lanes import lanes_for
 from hermes.inference.region import Region
@@ -46,6 +47,8 @@ LEAST_CONFIDENCE = 0.5
 
 _LOCKS: dict[str, threading.Lock] = {}
 _LOCKS_GUARD = threading.Lock()
+_WANTED: Counter[str] = Counter()
+"""Requests per device that use it or wait for it, those in the background left out."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Predictor:
         frame: int | None = None,
         region: Region | None = None,
         uncertainty_map: bool = False,
+        findings: bool = False,
+        background: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Prediction:
@@ -131,6 +136,8 @@ class Predictor:
             frame: time point of a 4D image.
             region: only this part of the patient.
             uncertainty_map: whether to make one.
+            findings: whether to measure what scores are made of, in the same pass.
+            background: gives way: ends before the next window when another request waits for the device.
             on_progress: called with (windows done, windows in all).
             should_stop: asked often; True ends the inference.
 
@@ -142,6 +149,7 @@ class Predictor:
             BadImageError: the image cannot be read or used.
             UnknownStructureError: a name that the label space does not know.
             CancelledError: ``should_stop`` said so.
+            GaveWayError: another request waits for the device.
         """
         clock = _Clock()
         with clock("prepare"):
@@ -157,23 +165,32 @@ class Predictor:
             containers=containers_of([task.structure for task in tasks]),
             air_level=prepared.record.air_level,
             roi=None if region is None else region.on(prepared.record.model_grid),
+            pairs=pairs_of([task.structure for task in tasks]) if findings else (),
         )
+        settings = replace(self._settings, uncertainty_map=uncertainty_map, findings=findings)
         try:
-            with _turn(self.device, clock):
+            with _turn(self.device, clock, background=background) as wanted:
                 result = segment(
                     self._net,
                     prepared.array,
                     request,
-                    replace(self._settings, uncertainty_map=uncertainty_map),
+                    settings,
                     device=self.device,
                     on_progress=on_progress,
-                    should_stop=should_stop,
+                    should_stop=_first_of(should_stop, wanted),
                 )
         finally:
             return_freed_memory()
         clock.add("network", result.network_s)
         clock.add("reduce", result.reduce_s)
-        return self._answer(prepared.record, result, names, tasks, decided, clock)
+        answer = self._answer(prepared.record, result, names, tasks, decided, clock)
+        if result.sums is None:
+            return answer
+        voxel_ml = prepared.record.model_grid.voxel_volume_ml
+        found = findings_of(
+            result, result.sums, names, request.pairs, voxel_ml=voxel_ml, modality=decided.modality
+        )
+        return replace(answer, findings=found)
 
     def _prepare(self, source: Source, modality: Modality | None, frame: int | None) -> PreparedVolume:
         if self._cache is not None:
@@ -330,14 +347,42 @@ class _Clock:
         return {**self._seconds, "total": time.perf_counter() - self._start}
 
 
+def is_wanted(device: torch.device) -> bool:
+    """Whether a request is using the device or waits for it, other than one in the background."""
+    return _WANTED[str(device)] > 0
+
+
+def _first_of(should_stop: Callable[[], bool] | None, wanted: Callable[[], None]) -> Callable[[], bool]:
+    def stop() -> bool:
+        wanted()
+        return should_stop is not None and should_stop()
+
+    return stop
+
+
 @contextmanager
-def _turn(device: torch.device, clock: _Clock) -> Iterator[None]:
-    """One pass at a time per device: two would need twice the memory and gain nothing."""
+def _turn(device: torch.device, clock: _Clock, *, background: bool = False) -> Iterator[Callable[[], None]]:
+    """One pass at a time per device: two would need twice the memory and gain nothing.
+
+    Gives what a background pass asks before every window; it raises when another request waits.
+    """
+    name = str(device)
     with _LOCKS_GUARD:
-        lock = _LOCKS.setdefault(str(device), threading.Lock())
-    with clock("wait"):
-        lock.acquire()
+        lock = _LOCKS.setdefault(name, threading.Lock())
+        _WANTED[name] += not background
+
+    def give_way() -> None:
+        if background and _WANTED[name] > 0:
+            msg = "The inference in the background gave way to a request."
+            raise GaveWayError(msg)
+
     try:
-        yield
+        with clock("wait"):
+            lock.acquire()
+        try:
+            yield give_way
+        finally:
+            lock.release()
     finally:
-        lock.release()
+        with _LOCKS_GUARD:
+            _WANTED[name] -= not background

@@ -20,7 +20,11 @@ _ALL: tuple[Strategy, ...] = (
 STRATEGIES: dict[str, Strategy] = {s.name: s for s in _ALL}
 """Every strategy by its name."""
 
+COMPARING = frozenset({"coverage", "core-set", "hybrid", "disagreement"})
+"""Strategies that compare images with labelled ones: those need an embedding by the serving version too."""
+
 __all__ = [
+    "COMPARING",
     "NOTHING_YET",
     "STRATEGIES",
     "Candidate",

@@ -27,7 +27,7 @@ PRESENCE = "presence"
 """The measure that says how probable it is that a structure is in the image at all, 0..1."""
 
 Measures = Mapping[str, Mapping[StructureName, float]]
-"""Measure -> structure ("" for the image as a whole) -> value; what the measures mean: `hermes.scoring.measures`."""
+"""Measure -> structure ("" for the image as a whole) -> value; what they mean: `hermes.records.MEASURES`."""
 
 
 @dataclass(frozen=True, eq=False)
