@@ -23,6 +23,11 @@ AUTO = "auto"
 FOREIGN_KEYS = ("server_mode",)
 """Keys that MONAI Label itself puts among an app's settings; they are known and mean nothing here."""
 
+STRATEGY_NAMES = (
+    "uncertainty", "random", "foreground", "clasp", "coverage", "core-set", "hybrid", "disagreement", "first", "last",
+)  # fmt: skip
+"""The strategies of `hermes.strategies`, which this module does not import."""
+
 PATCH_DIVISOR = 16
 """The networks halve a volume four times, so a patch's sides are multiples of this."""
 
@@ -42,6 +47,21 @@ class Setting:
     default: str
     help: str
     parse: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Quota:
+    """In how many images a structure is to be drawn.
+
+    >>> str(Quota("liver", 50))
+    'liver=50'
+    """
+
+    structure: str
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.structure}={self.images}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,22 @@ class Settings:
     window_overlap: float
     inference_memory_gib: float
     score_images_per_round: int
+    score_minutes_per_round: float
+    score_storage_mib: float
+    prelabel: bool
     lease_minutes: float
+    labels_per_image: int
+    required_structures: tuple[str, ...]
+    quotas: tuple[Quota, ...]
+    round_hours: float
+    stop_dice: float
+    stop_submissions: int
+    user_header: str
+    pacs_modalities: tuple[str, ...]
+    pacs_filter: str
+    pacs_refresh_seconds: float
+    pacs_cache_gib: float
+    pacs_upload_predictions: bool
     seed: int
 
     def to_conf(self) -> dict[str, str]:
@@ -120,6 +155,43 @@ def _names(text: str) -> tuple[str, ...]:
         msg = "names separated by single commas"
         raise ValueError(msg)
     return names
+
+
+def _quotas(text: str) -> tuple[Quota, ...]:
+    quotas = []
+    for part in _names(text):
+        name, _, number = (piece.strip() for piece in part.rpartition("="))
+        if not name or not number.isdecimal() or not 0 < int(number) <= 10_000_000:
+            msg = "structures with their numbers of images, such as liver=50,pancreas=80"
+            raise ValueError(msg)
+        quotas.append(Quota(name, int(number)))
+    if len({quota.structure for quota in quotas}) < len(quotas):
+        msg = "one quota per structure"
+        raise ValueError(msg)
+    return tuple(quotas)
+
+
+def _header(text: str) -> str:
+    if text and not all(c.isalnum() or c == "-" for c in text):
+        msg = "the name of a header, such as X-Remote-User"
+        raise ValueError(msg)
+    return text
+
+
+def _modalities(text: str) -> tuple[str, ...]:
+    found = tuple(part.strip().upper() for part in text.split(","))
+    if not all(part.isalnum() for part in found):
+        msg = "DICOM modalities separated by commas, such as CT,MR,PT"
+        raise ValueError(msg)
+    return found
+
+
+def _conditions(text: str) -> str:
+    pairs = [part.strip() for part in text.split("&") if part.strip()]
+    if not all("=" in pair and pair.partition("=")[0].strip().isalnum() for pair in pairs):
+        msg = "attribute=value pairs joined by &, such as StudyDate=20240101-&BodyPartExamined=ABDOMEN"
+        raise ValueError(msg)
+    return "&".join(pairs)
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
@@ -223,8 +295,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "strategy",
         "uncertainty",
-        "Which image is offered next: uncertainty, random, first or last.",
-        _choice("uncertainty", "random", "first", "last"),
+        f"Which image is offered next: {', '.join(STRATEGY_NAMES)}; measured in docs/active-learning.md.",
+        _choice(*STRATEGY_NAMES),
     ),
     Setting(
         "modality",
@@ -340,10 +412,101 @@ SETTINGS: tuple[Setting, ...] = (
         _whole(0, 1_000_000),
     ),
     Setting(
+        "score_minutes_per_round",
+        "0",
+        "How long images are scored after a model is published, in minutes of inference; 0: until enough are.",
+        _number(0, 100_000),
+    ),
+    Setting(
+        "score_storage_mib",
+        "256",
+        "How much the database may hold of what versions found in images; older versions are forgotten first.",
+        _number(1, 1_000_000),
+    ),
+    Setting(
+        "prelabel",
+        "false",
+        "Whether the serving model labels waiting images ahead, as `original` labels that viewers open at once; "
+        "they are made anew after a publication.",
+        _switch,
+    ),
+    Setting(
         "lease_minutes",
         "30",
         "How long an image that was offered to one annotator is not offered to another; 0: not at all.",
         _number(0, 100_000),
+    ),
+    Setting(
+        "labels_per_image",
+        "1",
+        "How many annotators label each image; with more than one their agreement is measured.",
+        _whole(1, 100),
+    ),
+    Setting(
+        "required_structures",
+        "",
+        "What has to be annotated (drawn, or declared absent) before an image is done, separated by commas, or `all`; "
+        "empty: an image with any label is done.",
+        _names,
+    ),
+    Setting(
+        "quotas",
+        "",
+        "In how many images structures are to be drawn, such as liver=50,pancreas=80; images that serve only full "
+        "quotas come last.",
+        _quotas,
+    ),
+    Setting(
+        "round_hours",
+        "0",
+        "Training starts by itself so many hours after the last one began, when there is a new label; 0: not by time.",
+        _number(0, 100_000),
+    ),
+    Setting(
+        "stop_dice",
+        "0.95",
+        "The report advises to stop when the last submissions agree with what the model offered at least as well, "
+        "0 to 1.",
+        _number(0, 1),
+    ),
+    Setting("stop_submissions", "20", "How many last submissions `stop_dice` is about.", _whole(1, 100_000)),
+    Setting(
+        "user_header",
+        "",
+        "Header in which a proxy names the annotator, such as X-Remote-User; empty: none is believed. Set it only "
+        "behind a proxy that removes it from what clients send, since anybody can write it.",
+        _header,
+    ),
+    Setting(
+        "pacs_modalities",
+        "CT,MR,PT",
+        "Modalities of the series of a DICOMweb server that are images of the campaign.",
+        _modalities,
+    ),
+    Setting(
+        "pacs_filter",
+        "",
+        "Further conditions on the series of a DICOMweb server, QIDO attributes joined by &, such as "
+        "StudyDate=20240101-&BodyPartExamined=ABDOMEN; empty: all.",
+        _conditions,
+    ),
+    Setting(
+        "pacs_refresh_seconds",
+        "2",
+        "How old the lists of a DICOMweb server may be when somebody asks, 0.1 to 3600.",
+        _number(0.1, 3600),
+    ),
+    Setting(
+        "pacs_cache_gib",
+        "50",
+        "How much the downloaded series of a DICOMweb server may take on disk; those used longest ago go first.",
+        _number(0.01, 1_000_000),
+    ),
+    Setting(
+        "pacs_upload_predictions",
+        "false",
+        "Whether predictions that are kept as labels (`original`) are stored in the PACS, too, marked AUTOMATIC.",
+        _switch,
     ),
     Setting("seed", "0", "Seed of everything random.", _whole(0, 2**32 - 1)),
 )

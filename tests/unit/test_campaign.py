@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hermes.campaign import Annotated, Campaign, Counts, RunState, Score, VersionState
+from hermes.campaign import Annotated, Campaign, Counts, LeaseRecord, RunState, Score, VersionState
+from hermes.campaign.openness import Wish
 from hermes.campaign.processes import is_alive, process_identity
 from hermes.errors import BadRequestError, BusyError, ConflictError, NotFoundError
 
@@ -268,22 +269,21 @@ def test_bad_scores_change_nothing(campaign: Campaign) -> None:
 
 def test_a_lease_keeps_others_away_until_it_runs_out(campaign: Campaign, clock: Clock) -> None:
     campaign.sync_images(["a", "b"])
-    assert campaign.lease("a", "ann", 60)
-    assert not campaign.lease("a", "bob", 60)
-    assert campaign.lease("b", "bob", 10)
+    work = campaign.assignments
+    assert work.take("a", "ann", 60, Wish()) is not None
+    assert work.take("a", "bob", 60, Wish()) is None
+    assert work.take("b", "bob", 10, Wish()) is not None
     clock.now += 30
-    assert campaign.lease("a", "ann", 60)
-    assert {image: (lease.annotator, lease.until) for image, lease in campaign.active_leases().items()} == {
-        "a": ("ann", 1090)
-    }
+    assert work.take("a", "ann", 60, Wish()) is not None
+    assert work.leases() == [LeaseRecord("a", "ann", 1000, 1090)]
     clock.now += 60
-    assert campaign.lease("a", "bob", 60)
-    assert not campaign.release("a", "ann")
-    assert campaign.release("a", "bob")
-    assert not campaign.release("a")
-    assert campaign.active_leases() == {}
-    with pytest.raises(NotFoundError):
-        campaign.lease("zz", "ann", 1)
+    assert work.take("a", "bob", 60, Wish()) is not None
+    assert not work.release("a", "eve")
+    assert work.release("a", "bob")
+    assert work.release("a")  # what had run out
+    assert not work.release("a")
+    assert work.leases() == []
+    assert work.take("zz", "ann", 1, Wish()) is None
 
 
 def test_events_are_kept_in_order(campaign: Campaign, clock: Clock) -> None:
@@ -350,6 +350,7 @@ def test_sqlite_runs_as_asked(campaign: Campaign, tmp_path: Path) -> None:
 WORKER = """
 import sys
 from hermes.campaign import Campaign, Score
+from hermes.campaign.openness import Wish
 path, name = sys.argv[1:]
 with Campaign(path) as campaign:
     for turn in range(20):
@@ -357,7 +358,8 @@ with Campaign(path) as campaign:
         campaign.sync_images(["shared", *(f"image {i}" for i in range(turn))])
         campaign.put_scores("entropy", "v1", [Score("shared", f"{name} {turn}", turn)])
         campaign.log_event("turn", {"worker": name})
-    print(sum(campaign.lease(f"image {i}", name, 1e6) for i in range(19)))
+    take = campaign.assignments.take
+    print(sum(take(f"image {i}", name, 1e6, Wish()) is not None for i in range(19)))
 """
 
 
@@ -375,7 +377,7 @@ def test_processes_lose_no_record_of_each_other(tmp_path: Path) -> None:
         assert [label.number for label in campaign.labels(latest=False)] == list(range(1, 61))
         assert len(campaign.get_scores("entropy", "v1")["shared"]) == 60
         assert len(campaign.events("turn")) == 60
-        assert sum(leased) == len(campaign.active_leases()) == 19
+        assert sum(leased) == len(campaign.assignments.leases()) == 19
 
 
 def test_threads_lose_no_record_and_start_one_run(campaign: Campaign) -> None:

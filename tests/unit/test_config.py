@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hermes.config import SETTINGS, Settings, campaign_directory, from_conf, settings_markdown
+from hermes.config import SETTINGS, Quota, Settings, campaign_directory, from_conf, settings_markdown
 from hermes.errors import BadRequestError, UnknownSettingError
 from hermes.strategies import STRATEGIES
 from hermes.types import Modality
@@ -39,7 +39,17 @@ DEFAULTS = Settings(
     window_overlap=0.5,
     inference_memory_gib=2.0,
     score_images_per_round=64,
+    score_minutes_per_round=0.0,
+    score_storage_mib=256.0,
+    prelabel=False,
     lease_minutes=30.0,
+    labels_per_image=1,
+    required_structures=(),
+    quotas=(),
+    round_hours=0.0,
+    stop_dice=0.95,
+    stop_submissions=20,
+    user_header="",
     seed=0,
 )
 
@@ -80,6 +90,11 @@ def test_the_table_and_the_dataclass_have_the_same_names_in_the_same_order() -> 
         ("inference_memory_gib", "0.5", 0.5),
         ("score_images_per_round", "0", 0),
         ("lease_minutes", "0.5", 0.5),
+        ("labels_per_image", "3", 3),
+        ("required_structures", "liver, spleen", ("liver", "spleen")),
+        ("quotas", "liver=50, left kidney = 8", (Quota("liver", 50), Quota("left kidney", 8))),
+        ("round_hours", "0.5", 0.5),
+        ("user_header", "X-Remote-User", "X-Remote-User"),
         ("seed", "4294967295", 4294967295),
     ],
 )
@@ -117,6 +132,11 @@ def test_values_are_read(name: str, text: str, value: Any) -> None:
         ("inference_memory_gib", "0"),
         ("score_images_per_round", "-1"),
         ("lease_minutes", "inf"),
+        ("labels_per_image", "0"),
+        ("quotas", "liver"),
+        ("quotas", "liver=0"),
+        ("quotas", "liver=5,liver=6"),
+        ("user_header", "X Remote: User"),
         ("seed", "-1"),
     ],
 )
@@ -137,7 +157,7 @@ def test_settings_survive_being_handed_to_another_process() -> None:
     conf = {
         "structures": "liver, left kidney", "model": "m/v1", "campaign_dir": "c", "strategy": "first",
         "modality": "cine", "device": "cpu", "spacing_mm": "1.25", "train_patch_voxels": "32,48,64",
-        "learning_rate": "0.001", "training_threads": "1", "lease_minutes": "2.5", "seed": "7",
+        "learning_rate": "0.001", "training_threads": "1", "lease_minutes": "2.5", "quotas": "liver=5,spleen=6", "seed": "7",
     }  # fmt: skip
     settings = from_conf(conf)
     assert from_conf(settings.to_conf()) == settings

@@ -16,14 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import func, select, update
 
-from hermes.campaign import rows, runs
+from hermes.campaign import events, reviews, rows, runs
+from hermes.campaign.agreements import Agreements
+from hermes.campaign.assignments import Assignments, label_came
+from hermes.campaign.board import Board
 from hermes.campaign.confirmed import ConfirmedStructures
 from hermes.campaign.database import Database
+from hermes.campaign.events import note
+from hermes.campaign.facts import Facts
 from hermes.campaign.holdout import HoldoutRule, enter_images, holdout_ids, patient_from_name, training_ids
 from hermes.campaign.holdout_scores import HoldoutScores
-from hermes.campaign.models import EventRow, ImageRow, LabelRow, LeaseRow, RunRow, ScoreRow, VersionRow
+from hermes.campaign.models import EventRow, ImageRow, LabelRow, RunRow, ScoreRow, VersionRow
+from hermes.campaign.pacs_objects import PacsObjects
 from hermes.campaign.records import (
     FINAL,
     Annotated,
@@ -31,13 +37,13 @@ from hermes.campaign.records import (
     Event,
     ImageRecord,
     LabelRecord,
-    LeaseRecord,
     RunRecord,
     RunState,
     Score,
     VersionRecord,
     VersionState,
 )
+from hermes.campaign.uploads import Uploads
 from hermes.errors import ConflictError, NotFoundError
 from hermes.types import CaseId, StructureName
 
@@ -65,6 +71,13 @@ class Campaign:
         self._clock, self._holdout = clock, holdout or HoldoutRule()
         self.confirmed = ConfirmedStructures(self._database, clock)
         self.holdout_scores = HoldoutScores(self._database)
+        self.uploads = Uploads(self._database, clock)
+        self.pacs = PacsObjects(self._database, clock)
+        self.assignments = Assignments(self._database, clock)
+        self.reviews = reviews.Reviews(self._database, clock)
+        self.agreements = Agreements(self._database)
+        self.facts = Facts(self._database, clock)
+        self._new_labels: tuple[tuple[int, int], int] | None = None
 
     def __enter__(self) -> Campaign:
         return self
@@ -110,6 +123,7 @@ class Campaign:
             if missing:
                 values = [{"id": name, "missing_since": since} for name, since in missing]
                 session.execute(update(ImageRow), values)
+            note(session, now, events.IMAGES_CHANGED, new=len(entering), gone=len(changes.gone))
         return sorted([*changes.new, *changes.back]), changes.gone
 
     def images(self) -> list[ImageRecord]:
@@ -147,6 +161,7 @@ class Campaign:
         """
         with self._database.write() as session:
             rows.known_image(session, image_id).quarantined_reason = reason
+            note(session, self._clock(), events.IMAGE_QUARANTINED, image=image_id, reason=reason)
 
     # ------------------------------------------------------------------ labels
 
@@ -202,6 +217,10 @@ class Campaign:
             )
             session.add(row)
             session.flush()
+            if tag == FINAL:
+                seconds = label_came(session, image_id, annotator, now)
+                said = {"image": image_id, "label": row.id, "annotator": annotator, "seconds": seconds}
+                note(session, now, events.LABEL_SUBMITTED, **said)
             return rows.label_record(row)
 
     def withdraw_label(self, image_id: CaseId, tag: str = FINAL) -> int:
@@ -214,6 +233,8 @@ class Campaign:
             ).all()
             for row in found:
                 row.withdrawn_at = self._clock()
+            if found and tag == FINAL:
+                note(session, self._clock(), events.LABEL_WITHDRAWN, image=image_id, versions=len(found))
             return len(found)
 
     def labels(self, tag: str = FINAL, *, latest: bool = True) -> list[LabelRecord]:
@@ -227,6 +248,15 @@ class Campaign:
             records = [rows.label_record(row) for row in session.scalars(statement)]
         return list({record.image_id: record for record in records}.values()) if latest else records
 
+    def training_labels(self) -> list[LabelRecord]:
+        """The labels that training takes (see `reviews.chosen`), by image and number.
+
+        An image may have several, by several annotators; each structure of it is in one of them.
+        """
+        every = self.labels(latest=False)
+        with self._database.read() as session:
+            return reviews.chosen(every, reviews.states_of_review(session))
+
     def labelled_ids(self, tag: str = FINAL) -> set[CaseId]:
         """The images that have a label of this tag."""
         statement = select(LabelRow.image_id).where(LabelRow.tag == tag, LabelRow.withdrawn_at.is_(None))
@@ -234,12 +264,23 @@ class Campaign:
             return set(session.scalars(statement))
 
     def labels_since_last_training(self) -> int:
-        """How many images have a latest final label that no run which ended well has looked at.
+        """How many images have a label that training takes and that no run which ended well has looked at.
 
         Images that are quarantined or gone from the datastore do not count: nothing can be learnt from them.
         """
-        with self._database.read() as session:
-            return len(runs.images_with_new_labels(session))
+        with self._database.read() as session:  # asked every second, and mostly nothing has changed
+            state = events.last_of(session, events.ABOUT_LABELS), runs.done_runs(session)
+            known = self._new_labels
+            if known is not None and known[0] == state:
+                return known[1]
+            usable, looked_at = runs.usable_images(session), runs.labels_looked_at(session)
+        new = {
+            label.image_id
+            for label in self.training_labels()
+            if label.id not in looked_at and label.image_id in usable
+        }
+        self._new_labels = (state, len(new))
+        return len(new)
 
     # ---------------------------------------------------------------- training
 
@@ -386,11 +427,19 @@ class Campaign:
         values = rows.score_values(method, model_version, scores, now=self._clock())
         keys = ["method", "model_version", "image_id", "structure"]
         with self._database.write() as session:
-            unknown = {value["image_id"] for value in values} - set(session.scalars(select(ImageRow.id)))
+            unknown = rows.unknown_images(session, {value["image_id"] for value in values})
             if unknown:
                 msg = f"Expected scores of known images, got {len(unknown)} others, such as {min(unknown)!r}."
                 raise NotFoundError(msg)
             rows.upsert(session, ScoreRow, values, keys, ["value", "computed_at"])
+            note(
+                session,
+                self._clock(),
+                events.SCORES_STORED,
+                method=method,
+                version=model_version,
+                scores=len(values),
+            )
 
     def get_scores(self, method: str, model_version: str) -> dict[CaseId, dict[StructureName, float]]:
         """Image -> structure ("" for the image as a whole) -> value; images without a score are not in it."""
@@ -403,40 +452,6 @@ class Campaign:
                 found.setdefault(image_id, {})[structure] = value
         return found
 
-    # ------------------------------------------------------------------ leases
-
-    def lease(self, image_id: CaseId, annotator: str, seconds: float) -> bool:
-        """Gives the image to the annotator for a time, or prolongs it; ``False`` while somebody else has it.
-
-        Raises:
-            NotFoundError: the campaign has no such image.
-        """
-        now = self._clock()
-        with self._database.write() as session:
-            rows.known_image(session, image_id)
-            row = session.get(LeaseRow, image_id)
-            if row is not None and row.annotator != annotator and row.until > now:
-                return False
-            session.merge(LeaseRow(image_id=image_id, annotator=annotator, until=now + seconds))
-            return True
-
-    def active_leases(self) -> dict[CaseId, LeaseRecord]:
-        """The leases that have not run out, by image."""
-        statement = select(LeaseRow).where(LeaseRow.until > self._clock())
-        with self._database.read() as session:
-            return {
-                row.image_id: LeaseRecord(row.image_id, row.annotator, row.until)
-                for row in session.scalars(statement)
-            }
-
-    def release(self, image_id: CaseId, annotator: str | None = None) -> bool:
-        """Ends the lease of an image (only that of ``annotator``, when named); whether there was one."""
-        statement = delete(LeaseRow).where(LeaseRow.image_id == image_id)
-        if annotator is not None:
-            statement = statement.where(LeaseRow.annotator == annotator)
-        with self._database.write() as session:
-            return bool(session.connection().execute(statement).rowcount)
-
     # ------------------------------------------------------------------ events
 
     def log_event(self, kind: str, payload: Mapping[str, Any] | None = None) -> Event:
@@ -446,6 +461,19 @@ class Campaign:
             session.add(row)
             session.flush()
             return Event(row.id, row.at, row.kind, row.payload)
+
+    def rounds_done(self) -> int:
+        """How many trainings have ended well."""
+        with self._database.read() as session:
+            return runs.done_runs(session)
+
+    def board(self) -> Board:
+        """A new picture of the images' states, which follows the database."""
+        return Board(self._database, self._clock)
+
+    def now(self) -> float:
+        """Seconds since 1970 (UTC) by the campaign's clock."""
+        return self._clock()
 
     def events(self, kind: str | None = None, *, after_id: int = 0) -> list[Event]:
         """What happened after the event ``after_id``, the first one first."""
@@ -461,6 +489,7 @@ class Campaign:
         """How far the campaign is; images that the datastore lost do not count as images."""
         here = ImageRow.missing_since.is_(None)
         valid = LabelRow.withdrawn_at.is_(None)
+        new_labels = self.labels_since_last_training()
         final = select(LabelRow.image_id).where(LabelRow.tag == FINAL, valid)
 
         with self._database.read() as session:
@@ -473,7 +502,7 @@ class Campaign:
                 labelled=count(ImageRow, here, ImageRow.id.in_(final)),
                 quarantined=count(ImageRow, here, ImageRow.quarantined_reason.is_not(None)),
                 label_versions=count(LabelRow, valid),
-                new_labels=len(runs.images_with_new_labels(session)),
+                new_labels=new_labels,
                 runs_done=count(RunRow, RunRow.state == RunState.DONE.value),
                 runs_failed=count(RunRow, RunRow.state == RunState.FAILED.value),
                 versions=count(VersionRow),

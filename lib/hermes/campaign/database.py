@@ -23,7 +23,12 @@ _CREATION_LOCK = 7_271_071
 """Number of the lock under which one process creates the tables on PostgreSQL; any of our own will do."""
 
 _BEGIN = "hermes_begin"
-"""Execution option: the statement that opens a transaction on SQLite."""
+"""Execution option: the statements that open a transaction on SQLite."""
+
+# Flushed at every commit: a label that was acknowledged survives a power cut.
+_DURABLE = ("PRAGMA synchronous=FULL", "BEGIN IMMEDIATE")
+# Handed to the operating system at every commit: survives the death of the process, not that of the machine.
+_LIGHT = ("PRAGMA synchronous=NORMAL", "BEGIN IMMEDIATE")
 
 
 class Database:
@@ -44,6 +49,11 @@ class Database:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def may_commit_out_of_order(self) -> bool:
+        """Whether a row with a smaller number can appear after one with a larger: not where one writes at a time."""
+        return self.url.get_backend_name() != "sqlite"
 
     def _create(self) -> None:
         path = self.url.database
@@ -79,20 +89,23 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that sees one state of the database and changes nothing."""
-        with self._transaction("BEGIN") as session:
+        with self._transaction(("BEGIN",)) as session:
             yield session
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, *, durable: bool = True) -> Iterator[Session]:
         """A transaction that holds SQLite's write lock from its start, so that what it read stays true.
 
         It is kept when the block ends, and undone when the block raises.
+
+        Args:
+            durable: whether it must survive a power cut. Leases need not, and are many times faster without.
         """
-        with self._transaction("BEGIN IMMEDIATE") as session:
+        with self._transaction(_DURABLE if durable else _LIGHT) as session:
             yield session
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[Session]:
+    def _transaction(self, begin: tuple[str, ...]) -> Iterator[Session]:
         with self._engine.connect() as connection:
             connection = connection.execution_options(**{_BEGIN: begin})
             with connection.begin(), Session(bind=connection, expire_on_commit=False) as session:
@@ -124,10 +137,9 @@ def _engine(url: URL) -> Engine:
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys=ON")
-    # Flushed at every commit: a label that was acknowledged survives a power cut.
-    cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
+    for statement in connection.get_execution_options().get(_BEGIN, ("BEGIN",)):
+        connection.exec_driver_sql(statement)

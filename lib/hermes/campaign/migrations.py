@@ -53,8 +53,10 @@ def _draw_salt(session: Session) -> None:
 
 
 def _from_2(session: Session) -> None:
-    """Further tables; those that were there keep their shape."""
-    Base.metadata.create_all(session.connection())
+    """Further tables. Leases are kept per annotator now; those that run are lost, and annotators are offered anew."""
+    connection = session.connection()
+    connection.execute(text("DROP TABLE IF EXISTS leases"))
+    Base.metadata.create_all(connection)
 
 
 _STEPS: Mapping[int, Callable[[Session], None]] = {1: _from_1, 2: _from_2}

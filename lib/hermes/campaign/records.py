@@ -32,6 +32,14 @@ class RunState(str, Enum):
     STOPPED = "stopped"
 
 
+class ReviewState(str, Enum):
+    """What a reviewer said of a label; one that nobody has reviewed is submitted."""
+
+    SUBMITTED = "submitted"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+
+
 class VersionState(str, Enum):
     """What became of a version of the model."""
 
@@ -116,11 +124,49 @@ class Score:
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """Who works on an image, and until when nobody else is offered it."""
+    """Who works on an image since when, and until when nobody else is offered it."""
 
     image_id: CaseId
     annotator: str
+    since: float
     until: float
+
+
+@dataclass(frozen=True)
+class SkipRecord:
+    """An image that an annotator did not want; ``lifted_at`` is when the skip ended to count."""
+
+    image_id: CaseId
+    annotator: str
+    reason: str
+    at: float
+    lifted_at: float | None
+
+
+@dataclass(frozen=True)
+class RevisitRecord:
+    """A wish that an image be looked at again, by ``annotator`` or by anybody (``None``)."""
+
+    id: int
+    image_id: CaseId
+    annotator: str | None
+    asked_by: str
+    reason: str
+    at: float
+    rejected_label: int | None
+    closed_at: float | None
+    closed_by: str | None
+
+
+@dataclass(frozen=True)
+class ReviewRecord:
+    """What a reviewer said of a label version last."""
+
+    label_id: int
+    state: ReviewState
+    reviewer: str
+    comment: str
+    at: float
 
 
 @dataclass(frozen=True)

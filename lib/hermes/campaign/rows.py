@@ -16,6 +16,9 @@ from hermes.campaign.records import Annotated, ImageRecord, LabelRecord, Score, 
 from hermes.errors import BadRequestError, NotFoundError
 from hermes.types import CaseId, StructureName
 
+_AT_ONCE = 500
+"""Ids per statement; SQLite takes some thousand."""
+
 
 @dataclass(frozen=True)
 class ImageChanges:
@@ -59,6 +62,15 @@ def known_image(session: Session, image_id: CaseId) -> ImageRow:
         msg = f"The campaign has no image {image_id!r}."
         raise NotFoundError(msg)
     return row
+
+
+def unknown_images(session: Session, ids: set[CaseId]) -> set[CaseId]:
+    """Those of the ids that are no images of the campaign."""
+    wanted, known = sorted(ids), set[CaseId]()
+    for start in range(0, len(wanted), _AT_ONCE):
+        statement = select(ImageRow.id).where(ImageRow.id.in_(wanted[start : start + _AT_ONCE]))
+        known.update(session.scalars(statement))
+    return ids - known
 
 
 def annotated_values(annotated: Mapping[StructureName, Annotated | str]) -> dict[str, str]:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import exists, insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from hermes.campaign.models import ImageRow, LabelRow, RunLabelRow, RunRow
 from hermes.campaign.processes import is_alive, process_identity, this_host
-from hermes.campaign.records import FINAL, RunRecord, RunState
+from hermes.campaign.records import RunRecord, RunState
 from hermes.errors import BusyError, ConflictError, NotFoundError
 
 STALE_AFTER_S = 900.0
@@ -150,26 +150,25 @@ def record(session: Session, row: RunRow) -> RunRecord:
     )
 
 
-def images_with_new_labels(session: Session) -> list[str]:
-    """Usable images of the datastore whose latest final label no run that ended well has looked at."""
-    later = LabelRow.__table__.alias("later")
-    superseded = exists().where(
-        later.c.image_id == LabelRow.image_id,
-        later.c.tag == LabelRow.tag,
-        later.c.number > LabelRow.number,
-        later.c.withdrawn_at.is_(None),
-    )
-    used = exists().where(
-        RunLabelRow.label_id == LabelRow.id,
-        RunLabelRow.run_id == RunRow.id,
-        RunRow.state == RunState.DONE.value,
-    )
+def done_runs(session: Session) -> int:
+    """How many runs have ended well."""
+    statement = select(func.count()).select_from(RunRow).where(RunRow.state == RunState.DONE.value)
+    return session.scalar(statement) or 0
+
+
+def labels_looked_at(session: Session) -> set[int]:
+    """Ids of the labels that a run which ended well has looked at."""
     statement = (
-        select(LabelRow.image_id)
-        .join(ImageRow, ImageRow.id == LabelRow.image_id)
-        .where(ImageRow.quarantined_reason.is_(None), ImageRow.missing_since.is_(None))
-        .where(LabelRow.tag == FINAL, LabelRow.withdrawn_at.is_(None))
-        .where(~superseded, ~used)
-        .order_by(LabelRow.image_id)
+        select(RunLabelRow.label_id)
+        .join(RunRow, RunRow.id == RunLabelRow.run_id)
+        .where(RunRow.state == RunState.DONE.value)
     )
-    return list(session.scalars(statement))
+    return set(session.scalars(statement))
+
+
+def usable_images(session: Session) -> set[str]:
+    """Images that the datastore has and that can be read as far as is known."""
+    statement = select(ImageRow.id).where(
+        ImageRow.quarantined_reason.is_(None), ImageRow.missing_since.is_(None)
+    )
+    return set(session.scalars(statement))

@@ -89,7 +89,7 @@ class CaseReader:
 
 @dataclass(frozen=True)
 class Sorted:
-    """The latest labels of a campaign: for training, and of held-out images."""
+    """The labels that count (`hermes.campaign.reviews.chosen`): for training, and of held-out images."""
 
     training: tuple[LabelRecord, ...]
     holdout: tuple[LabelRecord, ...]
@@ -97,7 +97,7 @@ class Sorted:
 
 def sort_labels(workspace: Workspace) -> Sorted:
     """The campaign's labels by what they are for; one of an image that is not assigned yet is in neither."""
-    labels = workspace.campaign.labels()
+    labels = workspace.campaign.training_labels()
     training, holdout = workspace.campaign.training_ids(), workspace.campaign.holdout_ids()
     return Sorted(
         tuple(label for label in labels if label.image_id in training),

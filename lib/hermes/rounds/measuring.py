@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +59,9 @@ class Holdout:
         """
         conditions = self._conditions(manifest)
         cached = self.workspace.campaign.holdout_scores
-        scores = cached.get(version, conditions, [label.id for label in self.labels])
+        scores = self._as_annotated(
+            cached.get(version, conditions, [label.id for label in self.labels]), manifest
+        )
         skipped: list[LeftOut] = []
         predictor = None
         for place, label in enumerate(self.labels):
@@ -78,6 +80,18 @@ class Holdout:
             else:
                 cached.put(version, conditions, label.id, scores[label.id])
         return scores, skipped
+
+    def _as_annotated(
+        self, cached: Mapping[int, Mapping[StructureName, float]], manifest: Manifest
+    ) -> dict[int, Mapping[StructureName, float]]:
+        """What was measured of the structures that a label counts for now; a review may have changed which."""
+        trained = set(self.workspace.bind(manifest).trained)
+        found = {}
+        for label in self.labels:
+            asked = trained & label.annotated.keys()
+            if label.id in cached and asked <= cached[label.id].keys():
+                found[label.id] = {n: v for n, v in cached[label.id].items() if n in asked}
+        return found
 
     def _dice(
         self, label: LabelRecord, manifest: Manifest, predictor: Predictor
