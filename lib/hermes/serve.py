@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hermes.config import Settings, from_conf
 from hermes.errors import BadRequestError, HermesError
+from hermes.pacs import dicomweb_of
 from hermes.phantoms import dataset
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -115,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server until it is stopped; 2 when the arguments are wrong."""
     parser = argparse.ArgumentParser(prog="hermes.serve", description=__doc__)
     parser.add_argument(
-        "--studies", default="", help="folder of images or DICOMweb URL; empty: the sample campaign"
+        "--studies",
+        default="",
+        help="folder of images, DICOMweb URL, or pacs (see `make pacs`); empty: the sample campaign",
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -126,6 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_settings(from_conf(conf))
         check_port(given.host, given.port)
         studies = given.studies or str(sample_campaign(CAMPAIGNS / "sample"))
+        if studies == "pacs":
+            studies = dicomweb_of(CAMPAIGNS / "pacs")
         if not given.studies:
             conf.setdefault("structures", ",".join(dataset(SAMPLE_DATASET).demonstration))
         if "://" not in studies:

@@ -4,6 +4,7 @@
   Here each runs in a worker thread; the predictor keeps one queue per device.
 * Form fields are checked before an endpoint sees them; what was uploaded with a refused request is deleted.
 * An inference whose client has gone is ended.
+* The viewer and its way to the PACS are replaced, see `hermes.adapters.ohif`.
 * An error that nobody expected is answered as JSON with a reason instead of the bare text
   "Internal Server Error".
 
@@ -31,6 +32,8 @@ from monailabel.endpoints import (
     info,
     logs,
     model,
+    ohif,
+    proxy,
     scoring,
     session,
     train,
@@ -40,6 +43,7 @@ from monailabel.interfaces.utils.app import app_instance
 from hermes.adapters import routes
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.leaving import NoticeLeaving
+from hermes.adapters.ohif import router as viewer_router
 from hermes.adapters.requests import check_json, parse_json_object
 from hermes.errors import BadRequestError, NotFoundError
 
@@ -146,12 +150,17 @@ model.router.routes[:] = [
     r for r in model.router.routes if "DELETE" not in (getattr(r, "methods", None) or ())
 ]
 
+# The viewer and its way to the PACS are ours: `hermes.adapters.ohif`.
+for _replaced in (ohif, proxy):
+    _replaced.router.routes.clear()
+
 for _module in _BLOCKING:
     run_in_threads(_module.router)
 
 from monailabel.app import app  # noqa: E402  # the routers have to be repaired first
 
 app.include_router(routes.router)
+app.include_router(viewer_router)
 app.add_middleware(NoticeLeaving)
 
 

@@ -1,0 +1,184 @@
+"""The viewer's way to the PACS: ``/proxy/dicom/{qido,wado,stow}/...`` is passed on, whole and as a stream.
+
+MONAI Label's own drops the query, so that a search finds everything and a patient's panel shows the studies of
+others; it also holds every body in memory and stops all other answers while it waits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+import httpx
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import Response, StreamingResponse
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+
+from hermes.adapters.ohif.incoming import Spool
+from hermes.adapters.ohif.stored import take_labels
+
+logger = logging.getLogger(__name__)
+
+ANNOTATOR_COOKIE = "hermes_annotator"
+LABEL_HEADER = "hermes-label"
+_SERVICES = ("studies", "series", "instances")
+"""What DICOMweb addresses begin with; anything else of that server is not the viewer's business."""
+_FORWARDED = ("accept", "accept-encoding", "accept-language", "content-type", "if-none-match", "range")
+_ANSWERED = (
+    "content-type", "content-length", "content-encoding", "content-range", "etag", "last-modified", "location",
+    "cache-control", "warning",
+)  # fmt: skip
+_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+
+router = APIRouter(prefix="/proxy", tags=["Hermes"])
+_USER, _ANNOTATOR = (
+    Depends(RBAC(role))
+    for role in (settings.MONAI_LABEL_AUTH_ROLE_USER, settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
+)
+
+
+@router.get("/dicom/{path:path}", include_in_schema=False)
+async def get(request: Request, path: str, user: User = _USER) -> Response:
+    """QIDO and WADO: the answer as the PACS gives it."""
+    return await _pass_on(request, _address(path), None)
+
+
+@router.post("/dicom/{path:path}", include_in_schema=False)
+async def post(request: Request, path: str, user: User = _ANNOTATOR) -> Response:
+    """STOW: passed on; a segmentation of an image of the campaign then counts as its submitted label."""
+    address = _address(path)
+    spool = Spool()
+    try:
+        async for chunk in request.stream():
+            await spool.write(chunk)
+        await spool.finish()
+        answer = await _pass_on(request, address, spool)
+        if answer.status_code < 300:
+            content_type = request.headers.get("content-type", "")
+            labels = await run_in_threadpool(spool.label_objects, content_type)
+            if labels:
+                taken = await run_in_threadpool(take_labels, labels, _annotator(request, user))
+                answer.headers[LABEL_HEADER] = json.dumps([entry.to_json() for entry in taken])
+    finally:
+        spool.close()
+    return answer
+
+
+def _annotator(request: Request, user: User) -> str | None:
+    """Who stores: the user of the login, else the name that the viewer's panel asked for."""
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        return str(user.username)
+    return unquote(request.cookies.get(ANNOTATOR_COOKIE, ""))[:100] or None
+
+
+def _address(path: str) -> str:
+    """The PACS' address for what stands behind ``/proxy/dicom/``.
+
+    Raises:
+        HTTPException: 404 where there is no PACS, or for what is no address of DICOMweb.
+    """
+    server = settings.MONAI_LABEL_STUDIES.rstrip("/")
+    if not server.startswith(("http://", "https://")):
+        raise HTTPException(
+            404, "Expected a campaign on a DICOMweb server; this one's images are files in a folder."
+        )
+    service, _, rest = path.partition("/")
+    if service not in ("qido", "wado", "stow"):
+        service, rest = "", path
+    pieces = rest.rstrip("/").split("/")
+    if pieces[0] not in _SERVICES or any(piece in ("", ".", "..") or "\\" in piece for piece in pieces):
+        raise HTTPException(
+            404, f"Expected an address of DICOMweb ({', '.join(_SERVICES)}), got another one."
+        )
+    if pieces[-1] == "metadata":
+        service = "wado"  # some builds of the viewer ask the search service for it
+    prefixes = {
+        "qido": settings.MONAI_LABEL_QIDO_PREFIX,
+        "wado": settings.MONAI_LABEL_WADO_PREFIX,
+        "stow": settings.MONAI_LABEL_STOW_PREFIX,
+    }
+    prefix = (prefixes.get(service) or "").strip("/")
+    return "/".join(
+        [server, *([prefix] if prefix else []), *(quote(piece, safe="~,;=@") for piece in pieces)]
+    )
+
+
+async def _pass_on(request: Request, address: str, spool: Spool | None) -> Response:
+    """The answer of the PACS, as a stream where it has no body of ours behind it.
+
+    Raises:
+        HTTPException: 503 where the PACS cannot be reached, 502 where it breaks off.
+    """
+    headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
+    headers.setdefault("accept-encoding", "identity")
+    headers |= await run_in_threadpool(_authorization, address)
+    if spool is not None:
+        headers["content-length"] = str(spool.size)
+    url = httpx.URL(address, query=request.url.query.encode() or None)
+    client = _client()
+    outgoing = client.build_request(
+        request.method, url, headers=headers, content=spool.chunks() if spool is not None else None
+    )
+    try:
+        answer = await client.send(outgoing, stream=True, auth=_login(address))
+        if spool is not None:
+            await answer.aread()
+    except httpx.ConnectError as error:
+        raise HTTPException(
+            503, "The PACS cannot be reached. Look whether it runs, then try again."
+        ) from error
+    except httpx.TransportError as error:
+        msg = f"The PACS did not answer ({type(error).__name__}). Try again; its log may say more."
+        raise HTTPException(502, msg) from error
+    kept = {name: answer.headers[name] for name in _ANSWERED if name in answer.headers}
+    if spool is not None:
+        kept.pop("content-length", None), kept.pop("content-encoding", None)
+        return Response(answer.content, answer.status_code, kept)
+    return StreamingResponse(
+        _stream(answer), answer.status_code, kept, background=BackgroundTask(answer.aclose)
+    )
+
+
+async def _stream(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.aiter_raw():
+            yield chunk
+    finally:
+        await answer.aclose()
+
+
+@lru_cache(maxsize=1)
+def _client() -> httpx.AsyncClient:
+    """One pool of connections for the whole server: a series is hundreds of requests."""
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=32)
+    return httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, follow_redirects=False)
+
+
+def _login(address: str) -> httpx.BasicAuth | None:
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    if user and password and not _is_google(address):
+        return httpx.BasicAuth(user, password)
+    return None
+
+
+def _authorization(address: str) -> dict[str, str]:
+    """The header by which Google's DICOM stores know this machine; nothing for others."""
+    if not _is_google(address):
+        return {}
+    import google.auth
+    import google.auth.transport.requests
+
+    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
+    credentials.refresh(google.auth.transport.requests.Request())
+    return {"authorization": f"Bearer {credentials.token}"}
+
+
+def _is_google(address: str) -> bool:
+    host = httpx.URL(address).host
+    return host == "googleapis.com" or host.endswith(".googleapis.com")

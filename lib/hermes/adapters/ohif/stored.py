@@ -1,0 +1,52 @@
+"""A segmentation that the viewer has stored in the PACS becomes the submitted label of its image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from monailabel.interfaces.utils.app import app_instance
+
+from hermes.errors import HermesError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of a label object: the image whose label it is now, or the reason why it is none."""
+
+    image: str | None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As the viewer's panel reads it."""
+        return asdict(self)
+
+
+def take_labels(objects: Sequence[Any], annotator: str | None) -> list[Taken]:
+    """What becomes of each label object that has just been stored in the PACS.
+
+    Args:
+        objects: ``pydicom.Dataset``, with pixels.
+        annotator: who stored them; None where that is not known.
+    """
+    return [_take(dataset, annotator) for dataset in objects]
+
+
+def _take(dataset: Any, annotator: str | None) -> Taken:
+    instance = app_instance()
+    take = getattr(instance.datastore(), "take_stored_object", None)
+    if take is None:  # MONAI Label's own datastore: it will not even list the object
+        return Taken(None, "This server's datastore does not take labels out of the PACS.")
+    try:
+        image: str | None = take(dataset, annotator)
+    except HermesError as error:
+        logger.info("A stored label object is not used: %s", error)
+        return Taken(None, str(error))
+    if image is None:
+        return Taken(None, "It labels no image of this campaign.")
+    instance.on_save_label(image, image)
+    return Taken(image)
