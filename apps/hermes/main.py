@@ -12,6 +12,7 @@ from monailabel.interfaces.datastore import Datastore
 import hermes
 from hermes.adapters.build import build
 from hermes.adapters.errors import answers_errors
+from hermes.adapters.images import known_path
 from hermes.adapters.infer import run_infer
 from hermes.adapters.sessions import HermesSessions
 from hermes.errors import BadRequestError, NotFoundError
@@ -29,7 +30,7 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
     def init_datastore(self) -> Datastore:
         """The images and labels of the campaign."""
         if self.studies.startswith(("http://", "https://")):
-            return super().init_datastore()
+            return self.parts.dicomweb(self.studies)
         return self.parts.datastore(self.studies)
 
     def init_infers(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
         if sample["id"] is None:
             # Viewers take an answer without id for "nothing left"; an error status would be shown as a crash.
             raise HTTPException(status_code=200, detail=sample["reason"])
-        return {**sample, "path": self._datastore.get_image_uri(sample["id"])}
+        return {**sample, "path": known_path(self._datastore, sample["id"])}
 
     @answers_errors
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:

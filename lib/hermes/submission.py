@@ -71,10 +71,17 @@ def match_structure(name: str, structures: Sequence[str]) -> str:
 def read_submission(
     path: str | os.PathLike[str], params: Mapping[str, Any], *, image_grid: Grid, structures: Sequence[str]
 ) -> Submission:
-    """The submission in a label file and the request's ``params``.
+    """The submission in a label file (NIfTI, NRRD, 3D Slicer's ``.seg.nrrd`` too, or MHA); see `check_submission`."""
+    return check_submission(read_label_map(path), params, image_grid=image_grid, structures=structures)
+
+
+def check_submission(
+    label: LabelMap, params: Mapping[str, Any], *, image_grid: Grid, structures: Sequence[str]
+) -> Submission:
+    """The submission in a label map and the request's ``params``.
 
     Args:
-        path: the label file: NIfTI, NRRD (3D Slicer's ``.seg.nrrd`` too) or MHA, on the grid of its image.
+        label: as read, on the grid of its image; its own names count where ``label_info`` is not given.
         params: ``label_info``: ``[{"name": ..., "idx": value}, ...]``, the name of every value in the file.
             ``absent``: names of structures that were looked for and are not there. A name in ``label_info``
             without a voxel is *not* taken as absent: viewers list every segment, drawn or not.
@@ -83,14 +90,13 @@ def read_submission(
         structures: what the campaign labels.
 
     Raises:
-        BadLabelError: unreadable, no voxel and nothing declared absent, or values without a name.
+        BadLabelError: no voxel and nothing declared absent, or values without a name.
         GeometryMismatchError: not on the grid of the image.
         UnknownStructureError: a name that the campaign does not label and that the request does not confirm.
         BadRequestError: ``label_info``, ``absent`` or ``new_structures`` is malformed.
     """
     new = new_structures_in(params, structures)
     structures = (*structures, *(one.name for one in new))
-    label = read_label_map(path)
     difference = image_grid.difference(label.grid)
     if difference is not None:
         msg = f"Expected a label on the grid of its image. {difference} Export the label with the image as reference."

@@ -50,6 +50,11 @@ DEFAULTS = Settings(
     stop_dice=0.95,
     stop_submissions=20,
     user_header="",
+    pacs_modalities=("CT", "MR", "PT"),
+    pacs_filter="",
+    pacs_refresh_seconds=2.0,
+    pacs_cache_gib=50.0,
+    pacs_upload_predictions=False,
     seed=0,
 )
 
@@ -68,6 +73,8 @@ def test_the_table_and_the_dataclass_have_the_same_names_in_the_same_order() -> 
     ("name", "text", "value"),
     [
         ("structures", " liver , left kidney", ("liver", "left kidney")),
+        ("pacs_modalities", "ct, MR", ("CT", "MR")),
+        ("pacs_filter", "StudyDate=20240101- & BodyPartExamined=ABDOMEN", "StudyDate=20240101-&BodyPartExamined=ABDOMEN"),
         ("structures", "liver@BCV", ("liver@BCV",)),
         ("labels_per_round", "0", 0),
         ("labels_per_round", " 12 ", 12),

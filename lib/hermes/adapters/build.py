@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from monailabel.config import settings as monai_settings
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from hermes.adapters import training_guard
 from hermes.adapters.datastore import HermesLocalDatastore
+from hermes.adapters.dicomweb.pacs import Pacs, access_of
 from hermes.adapters.images import paths_of
 from hermes.adapters.infer import HermesInferTask, offered_groups
 from hermes.adapters.patients import Patients
 from hermes.adapters.requests import annotator_of, round_options
 from hermes.adapters.scoring import AgreementScoring, UncertaintyScoring
 from hermes.adapters.strategy import HermesStrategy
+from hermes.adapters.submitting import Intake
 from hermes.adapters.supervisor import Supervisor
 from hermes.adapters.train import HermesTrainTask
+from hermes.campaign.records import LabelRecord
 from hermes.checkpoint import WEIGHTS_FILE
 from hermes.config import from_conf
 from hermes.errors import NotFoundError
+from hermes.offered import OfferedLabel, OfferedLabels, agreement_with_offer
 from hermes.pool import PoolScorer
 from hermes.queueing import Queue
 from hermes.records import NewStructure
@@ -54,20 +58,59 @@ class Parts:
     studies: str
     labels: list[str]
     supervisor: Supervisor | None = None
+    pacs: Pacs | None = None
     _offered: dict[str, HermesInferTask] = field(default_factory=dict)
     _store: Datastore | None = None
 
     def record_label(
         self, image_id: str, path: Path, sha256: str, submission: Submission, params: Mapping[str, Any]
-    ) -> None:
+    ) -> LabelRecord:
         """Note a submitted label in the database and give its image free."""
         annotator = annotator_of(params)
         offered = params.get("model_version")
-        self.workspace.campaign.record_label(
+        record = self.workspace.campaign.record_label(
             image_id, "final", self.workspace.archive.reference(path), sha256, annotator, submission.annotated,
             offered if isinstance(offered, str) else None, patient=self.patient_of(image_id),
         )  # fmt: skip
-        self.workspace.campaign.release(image_id)
+        self._compare_with_offer(record, submission)
+        return record
+
+    def _compare_with_offer(self, record: LabelRecord, submission: Submission) -> None:
+        """Note how well a label agrees with what the model had offered; a failure costs this figure and nothing else."""
+        offers = OfferedLabels(self.workspace.directory / "offered")
+        image_id, agreements = record.image_id, self.workspace.campaign.agreements
+        try:
+            made = [*self._prelabels(image_id), *offers.of(image_id)]
+            made.sort(key=lambda offer: offer.at)
+            found = agreement_with_offer(submission.label_map, list(submission.annotated), made)
+            for version, dice in found.items():
+                agreements.put_offered(record.id, version, dice)
+        except (OSError, ValueError):
+            logger.exception("The label %d of %s could not be compared with the offer", record.id, image_id)
+        else:
+            offers.forget(image_id)
+
+    def _prelabels(self, image_id: str) -> list[OfferedLabel]:
+        """The label that the datastore keeps as offered, if a version of this campaign drew it."""
+        tag = DefaultLabelTag.ORIGINAL.value
+        store = self._store
+        if store is None or tag not in store.get_labels_by_image_id(image_id):
+            return []
+        said = store.get_label_info(image_id, tag).get("params", {})
+        path = Path(store.get_label_uri(image_id, tag))
+        names, version = said.get("label_names"), said.get("model_version")
+        if not isinstance(names, dict) or not isinstance(version, str) or not path.is_file():
+            return []
+        return [OfferedLabel(path, names, version, path.stat().st_mtime)]
+
+    def record_imported(
+        self, image_id: str, path: Path, sha256: str, submission: Submission, annotator: str
+    ) -> LabelRecord:
+        """Note a label that somebody stored in the PACS."""
+        return self.workspace.campaign.record_label(
+            image_id, "final", self.workspace.archive.reference(path), sha256, annotator, submission.annotated,
+            source="pacs", patient=self.patient_of(image_id),
+        )  # fmt: skip
 
     def patient_of(self, image_id: str) -> str | None:
         """Whose an image is, as far as the datastore knows."""
@@ -105,6 +148,18 @@ class Parts:
         store.restore_copies(self.workspace.campaign.labels())
         return store
 
+    def dicomweb(self, url: str) -> Datastore:
+        """The datastore of a PACS with this campaign behind it."""
+        intake = Intake(
+            structures=lambda: self.workspace.bindings().structures,
+            confirm=self.add_structures,
+            archive=self.workspace.archive,
+            record=self.record_label,
+        )
+        self.pacs = Pacs(self.workspace, access_of(url), intake, record_imported=self.record_imported)
+        self._store = self.pacs.store
+        return self.pacs.store
+
     def infers(self) -> dict[str, Any]:
         """Infer tasks by name: the whole campaign first (viewers preselect it), then its body regions."""
         if not self._offered:
@@ -122,7 +177,10 @@ class Parts:
     def strategies(self) -> dict[str, Any]:
         """Strategies by name, the campaign's own first: viewers preselect the first."""
         names = sorted(STRATEGIES, key=lambda name: name != self.workspace.settings.strategy)
-        return {name: HermesStrategy(get_strategy(name), self.queue) for name in names}
+        def structures() -> tuple[str, ...]:
+            return self.workspace.bindings().structures
+
+        return {name: HermesStrategy(get_strategy(name), self.queue, structures) for name in names}
 
     def scoring_methods(self) -> dict[str, Any]:
         """Scoring methods by name."""
@@ -151,6 +209,8 @@ class Parts:
         )
         self.resident.predictor()  # a damaged model ends the start, with the reason
         self.supervisor.start()
+        if self.pacs is not None:
+            self.pacs.start(self.label_saved)
         images, structures = len(datastore.list_images()), ", ".join(self.workspace.bindings().structures)
         logger.info("Hermes is ready: %d images, structures: %s", images, structures)
 
@@ -207,11 +267,17 @@ def build(app_dir: str, studies: str, conf: Mapping[str, str]) -> Parts:
     settings = from_conf(conf)
     workspace = Workspace(settings, studies, starter=Path(app_dir) / "starter")
     resident = ResidentModel(workspace)
+    scorer = PoolScorer(workspace, resident)
+    workspace.wish()  # a required structure that the campaign does not label ends the start
     queue = Queue(
         workspace.campaign,
         lease_s=60 * settings.lease_minutes,
         seed=settings.seed,
         serving_version=lambda: workspace.versions.serving().name,
+        wish=workspace.wish,
+        quotas=workspace.quotas(),
+        facts=scorer.facts,
+        order_later=True,
     )
     labels = list(workspace.bindings().structures)
-    return Parts(workspace, resident, PoolScorer(workspace, resident), queue, studies, labels)
+    return Parts(workspace, resident, scorer, queue, studies, labels)

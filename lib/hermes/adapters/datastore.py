@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,21 +17,27 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.images import LONGEST_SHOWN
 from hermes.adapters.requests import check_json
+from hermes.adapters.submitting import (
+    RESERVED_PARAMS,
+    Intake,
+    Record,
+    checked_name,
+    label_info,
+    require_same_grid,
+    sha256_of,
+)
 from hermes.campaign.records import LabelRecord
 from hermes.errors import BadImageError, BadLabelError, BadRequestError, ConflictError, NotFoundError
 from hermes.publish import write_atomically
 from hermes.records import NewStructure, Volume
-from hermes.submission import LabelArchive, Submission, read_submission
+from hermes.submission import LabelArchive
 from hermes.transforms.reading import read_label_map, read_volume
 from hermes.transforms.writing import write_label_map
 
 logger = logging.getLogger(__name__)
 
 IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
-_SAFE_NAME = re.compile(r"[\w][\w.\- ]*")
-_RESERVED_PARAMS = frozenset({"label_info", "absent", "new_structures"})
 _KEPT_BY_THE_STORE = frozenset({"name", "path", "ts"})
-LONGEST_NAME = 200  # of an image or a tag; file systems end at 255 bytes with the suffix
 
 
 class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
@@ -51,7 +55,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         structures: Callable[[], tuple[str, ...]],
         confirm: Callable[[tuple[NewStructure, ...]], None],
         archive: LabelArchive,
-        record: Callable[[str, Path, str, Submission, Mapping[str, Any]], None],
+        record: Record,
         withdraw: Callable[[str], object],
         auto_reload: bool,
         read_only: bool,
@@ -69,8 +73,8 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             auto_reload: watch the folder for new images.
             read_only: do not look for new images at the start.
         """
-        self._structures, self._confirm, self._archive = structures, confirm, archive
-        self._record, self._withdraw = record, withdraw
+        self._intake = Intake(structures, confirm, archive, record)
+        self._archive, self._withdraw = archive, withdraw
         self._saving = threading.Lock()
         super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
@@ -81,29 +85,19 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         """Check and store a label; the id of a label is the id of its image."""
         check_json(label_info, "params")
         self.require_image(image_id)
-        tag = _checked_name(getattr(label_tag, "value", label_tag), "tag")
+        tag = checked_name(getattr(label_tag, "value", label_tag), "tag")
         with self._saving:
             if tag != DefaultLabelTag.FINAL.value:
                 return self._save_offered(image_id, Path(label_filename), tag, label_info)
             return self._save_submitted(image_id, Path(label_filename), label_info)
 
     def _save_submitted(self, image_id: str, file: Path, params: dict[str, Any]) -> str:
-        image = self.image(image_id)
-        submission = read_submission(file, params, image_grid=image.grid, structures=self._structures())
-        if submission.new:
-            self._confirm(submission.new)
-        archived = self._archive.write(image_id, submission)
-        self._record(image_id, archived, _sha256(archived), submission, params)
-        kept = {k: v for k, v in params.items() if k not in _RESERVED_PARAMS}
-        info = kept | _label_info(submission.label_map.names, submission.annotated, archived)
-        return self._place(image_id, archived, DefaultLabelTag.FINAL.value, info)
+        accepted = self._intake.accept(image_id, read_label_map(file), params, self.image(image_id).grid)
+        return self._place(image_id, accepted.path, DefaultLabelTag.FINAL.value, accepted.info)
 
     def _save_offered(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> str:
         label = read_label_map(file)
-        difference = self.image(image_id).grid.difference(label.grid)
-        if difference is not None:
-            msg = f"Expected a label on the grid of its image. {difference}"
-            raise BadRequestError(msg)
+        require_same_grid(self.image(image_id).grid, label)
         canonical = file.with_name(f"{file.name.split('.')[0]}-canonical.nii.gz")
         try:
             write_label_map(label, canonical)
@@ -120,7 +114,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Take in an uploaded image under a new id."""
         check_json(image_info, "params")
-        name = _checked_name(image_id or Path(image_filename).name.split(".")[0], "image id")
+        name = checked_name(image_id or Path(image_filename).name.split(".")[0], "image id")
         if name in self.list_images():
             msg = f"Expected the id of a new image, {name!r} exists. Upload it under another id."
             raise ConflictError(msg)
@@ -142,7 +136,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Take a label back: its copy goes and it trains nothing any more; archived versions stay on disk."""
         self.require_image(label_id)
-        tag = _checked_name(getattr(label_tag, "value", label_tag), "tag")
+        tag = checked_name(getattr(label_tag, "value", label_tag), "tag")
         super().remove_label(label_id, tag)
         if tag == DefaultLabelTag.FINAL.value:
             self._withdraw(label_id)
@@ -159,18 +153,18 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         super().update_image_info(image_id, info)
 
     @answers_errors
-    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+    def updatelabel_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Merge ``info`` into what is noted of a label; what was annotated cannot be changed that way."""
         check_json(info, "info")
         self.require_image(label_id)
         if self._datastore.label(label_id, label_tag) is None:
             msg = "Expected the tag of a label of this image, there is none."
             raise NotFoundError(msg)
-        taken = sorted((_KEPT_BY_THE_STORE | _RESERVED_PARAMS | {"annotated", "version"}) & set(info))
+        taken = sorted((_KEPT_BY_THE_STORE | RESERVED_PARAMS | {"annotated", "version"}) & set(info))
         if taken:
             msg = f"Expected notes under other names, {taken} are kept by the server."
             raise BadRequestError(msg)
-        super().update_label_info(label_id, label_tag, info)
+        super().updatelabel_info(label_id, label_tag, info)
 
     @answers_errors
     def get_dataset_archive(self, limit_cases: int | None) -> str:
@@ -217,10 +211,10 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
                 logger.error("A label of %s cannot be restored: %s", label.image_id, error)
                 continue
             copy = self.get_label_uri(label.image_id, DefaultLabelTag.FINAL.value)
-            if copy and Path(copy).is_file() and _sha256(Path(copy)) == label.sha256:
+            if copy and Path(copy).is_file() and sha256_of(Path(copy)) == label.sha256:
                 continue
             annotated = {name: state.value for name, state in label.annotated.items()}
-            info = _label_info(self._archive.names_of(archived), annotated, archived)
+            info = label_info(self._archive.names_of(archived), annotated, archived)
             self._place(label.image_id, archived, DefaultLabelTag.FINAL.value, info)
             restored += 1
         if restored:
@@ -239,29 +233,3 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             )  # an index that cannot be read back is never written
             write_atomically(path, text)
             self._config_ts = path.stat().st_mtime
-
-
-def _label_info(names: Mapping[int, str], annotated: Mapping[str, str], archived: Path) -> dict[str, Any]:
-    """What MONAI Label notes beside a submitted label."""
-    return {
-        "label_info": [{"name": name, "idx": value} for value, name in names.items()],
-        "annotated": dict(annotated),
-        "version": int(archived.name.split(".")[0]),
-    }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _checked_name(name: Any, what: str) -> str:
-    """``name`` if it can be a file's name and nothing more.
-
-    Raises:
-        BadRequestError: it holds a path separator, starts with a dot, or the like.
-    """
-    if not isinstance(name, str) or len(name.encode()) > LONGEST_NAME or not _SAFE_NAME.fullmatch(name):
-        shown = str(name)[:LONGEST_SHOWN]
-        msg = f"Expected {what}: letters, digits, '_', '-', '.' and spaces, beginning with a letter or digit, got {shown!r}."
-        raise BadRequestError(msg)
-    return name

@@ -9,7 +9,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 
 from hermes.adapters.requests import uploaded_file
-from hermes.errors import BadRequestError, NotFoundError
+from hermes.errors import BadRequestError, NotFoundError, PacsError
 
 LONGEST_SHOWN = 100  # characters of a client's text in a message
 
@@ -18,13 +18,35 @@ def paths_of(datastore: Datastore) -> Callable[[str], Path]:
     """Image id -> its file, for images that may be gone meanwhile: those raise `NotFoundError`."""
 
     def path(image_id: str) -> Path:
-        uri = datastore.get_image_uri(image_id)
-        if not uri:
-            msg = f"Expected image {image_id!r} in the datastore, it is not there any more."
-            raise NotFoundError(msg)
-        return Path(uri)
+        try:
+            return path_of(datastore, image_id)
+        except PacsError as error:
+            raise NotFoundError(str(error)) from error
 
     return path
+
+
+def path_of(datastore: Datastore, image_id: str) -> Path:
+    """The file or DICOM folder of an image.
+
+    Raises:
+        NotFoundError: there is no such image (any more).
+        PacsError: it lies in a PACS that does not answer.
+    """
+    own: Callable[[str], Path] | None = getattr(datastore, "image_path", None)
+    if own is not None:
+        return own(image_id)
+    uri = datastore.get_image_uri(image_id)
+    if not uri:
+        msg = f"Expected image {image_id!r} in the datastore, it is not there any more."
+        raise NotFoundError(msg)
+    return Path(uri)
+
+
+def known_path(datastore: Datastore, image_id: str) -> str:
+    """The file of an image if it is on this disk already; "" where it would have to be downloaded first."""
+    known: Callable[[str], str] | None = getattr(datastore, "known_path", None)
+    return str(known(image_id) if known is not None else datastore.get_image_uri(image_id))
 
 
 def resolve_image(
@@ -40,7 +62,7 @@ def resolve_image(
         msg = f"Expected 'image' to be the id of an image, got {image!r}."
         raise BadRequestError(msg)
     if image in datastore.list_images():
-        return image, Path(datastore.get_image_uri(image))
+        return image, path_of(datastore, image)
     upload = uploaded_file(image, sessions_directory)
     if upload is not None:
         return None, upload

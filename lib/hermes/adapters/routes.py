@@ -14,9 +14,10 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from hermes.adapters.build import Parts
+from hermes.adapters.dicomweb.pacs import Pacs
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.requests import round_options
-from hermes.errors import ConflictError
+from hermes.errors import ConflictError, NotFoundError
 
 router = APIRouter(prefix="/hermes", tags=["Hermes"])
 _USER, _ADMIN = (
@@ -65,3 +66,32 @@ def _preflight(structures: str) -> dict[str, Any]:
         return {"ready": True, **parts.preflight(options)}
     except ConflictError as error:
         return {"ready": False, "reason": str(error)}
+
+
+@router.get(
+    "/pacs", summary="How the PACS does: uploads that wait, objects and series that are not used, and why"
+)
+def pacs(user: User = _USER) -> dict[str, Any]:
+    """404 where the images of the campaign are files."""
+    return answers_errors(_pacs)().state()
+
+
+@router.post("/pacs/retry", summary="Send every label that waits for the PACS, or was refused by it, now")
+def retry_uploads(user: User = _ADMIN) -> dict[str, int]:
+    """How many labels are tried again."""
+    return {"uploads": answers_errors(_pacs)().retry()}
+
+
+def _pacs() -> Pacs:
+    found = _parts().pacs
+    if found is None:
+        msg = "Expected a campaign on a DICOMweb server, the images of this one are files in a folder."
+        raise NotFoundError(msg)
+    return found
+
+
+@router.get("/quarantine", summary="Images that are left out of the campaign, with the reason")
+def quarantine(user: User = _USER) -> list[dict[str, str]]:
+    """By image id."""
+    images = _parts().workspace.campaign.images()
+    return [{"image": i.id, "reason": i.quarantined_reason} for i in images if i.quarantined_reason]

@@ -1,0 +1,169 @@
+"""Labels to the PACS, as DICOM Segmentations, in the background: what cannot be stored now is stored later."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from hermes.adapters.dicomweb.client import PacsClient, StoreRefusedError
+from hermes.adapters.dicomweb.series import Image, SeriesFiles
+from hermes.campaign.uploads import Upload, Uploads
+from hermes.dicom import write_segmentation
+from hermes.errors import BadImageError, BadRequestError, HermesError, PacsError
+from hermes.submission import ABSENT, Submission
+from hermes.transforms.reading import read_label_map
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+STOP_TIMEOUT_S = 5.0
+
+
+def about_label(
+    submission: Submission,
+    *,
+    annotator: str,
+    model_version: str | None,
+    predicted: bool,
+    number: int,
+    at: float,
+) -> dict[str, Any]:
+    """What a DICOM object says of a label beside its voxels, as it is kept in the queue.
+
+    Args:
+        submission: what was submitted.
+        annotator: who did.
+        model_version: of the prediction that was corrected; None where it was drawn from nothing.
+        predicted: whether nobody has corrected it.
+        number: of the label version.
+        at: when, in seconds since 1970.
+    """
+    kind = "AUTOMATIC" if predicted else "SEMIAUTOMATIC" if model_version else "MANUAL"
+    return {
+        "names": {str(value): name for value, name in submission.label_map.names.items()},
+        "absent": [name for name, state in submission.annotated.items() if state == ABSENT],
+        "annotator": annotator,
+        "model_version": model_version,
+        "algorithm_type": kind,
+        "number": number,
+        "at": at,
+    }
+
+
+def new_uid() -> str:
+    """A UID for an object that is to be made."""
+    return f"2.25.{uuid.uuid4().int}"
+
+
+def series_uid_of(sop_instance_uid: str) -> str:
+    """The series of an object of ours: the same at every try."""
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, sop_instance_uid).int}"
+
+
+class Uploader:
+    """A thread of the server process that empties the queue.
+
+    Args:
+        uploads: the queue.
+        client: of the PACS.
+        files: its series.
+        image: image id -> where it lies; raises `NotFoundError`.
+        directory: that paths in the queue are relative to.
+        stored: called after every object that the PACS has taken.
+    """
+
+    def __init__(
+        self,
+        uploads: Uploads,
+        client: PacsClient,
+        files: SeriesFiles,
+        *,
+        image: Callable[[str], Image],
+        directory: Path,
+        stored: Callable[[], None],
+    ) -> None:
+        self._uploads, self._client, self._files = uploads, client, files
+        self._image, self._directory, self._stored = image, directory, stored
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hermes-uploads", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with what an earlier server left; ends with the process."""
+        self._uploads.resume()
+        self._uploads.retry(failed=False)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; an object that is being sent is sent again by the next server if need be."""
+        self._ended.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_TIMEOUT_S)
+
+    def wake(self) -> None:
+        """Look at once: a label was queued, or the PACS is back."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._wake.clear()
+            try:
+                while not self._ended.is_set() and self.look():
+                    pass
+            except Exception:  # the thread must outlive a full disk or a locked database
+                logger.exception("The upload queue met an error and goes on")
+            self._wake.wait(INTERVAL_S)
+
+    def look(self) -> bool:
+        """Try the next upload that is due; whether there was one."""
+        upload = self._uploads.claim()
+        if upload is None:
+            return False
+        try:
+            self._send(upload)
+        except PacsError as error:
+            self._uploads.postpone(upload.id, str(error))
+            logger.warning("A label waits for the PACS (try %d): %s", upload.attempts, error)
+        except (StoreRefusedError, BadRequestError, BadImageError) as error:
+            self._uploads.fail(upload.id, str(error))
+            logger.error("A label cannot be stored in the PACS: %s", error)
+        except HermesError as error:  # the image is not listed now, for example
+            self._uploads.postpone(upload.id, str(error))
+        except Exception as error:
+            self._uploads.postpone(upload.id, f"Unexpected: {type(error).__name__}. The log says more.")
+            raise
+        else:
+            self._uploads.done(upload.id)
+            self._stored()
+        return True
+
+    def _send(self, upload: Upload) -> None:
+        image = self._image(upload.image_id)
+        if upload.attempts > 1 and self._client.has_instance(image.series.study_uid, upload.sop_instance_uid):
+            return  # the last try came through, its answer did not
+        self._client.store(self._segmentation(upload, image))
+
+    def _segmentation(self, upload: Upload, image: Image) -> pydicom.Dataset:
+        about: Mapping[str, Any] = upload.about
+        label = read_label_map(self._directory / upload.path)
+        names = {int(value): str(name) for value, name in about["names"].items()}
+        return write_segmentation(
+            replace(label, names=names),
+            self._files.source(image),
+            algorithm_type=about["algorithm_type"],
+            model_version=about["model_version"],
+            annotator=about["annotator"],
+            absent=about["absent"],
+            created=datetime.fromtimestamp(about["at"]),
+            series_instance_uid=series_uid_of(upload.sop_instance_uid),
+            sop_instance_uid=upload.sop_instance_uid,
+            instance_number=int(about["number"]),
+        )

@@ -1,0 +1,215 @@
+"""Labels on their way to the PACS: a queue in the database, so that a crash on either side loses none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import select, update
+
+from hermes.campaign.database import Database
+from hermes.campaign.models import UploadRow
+from hermes.errors import NotFoundError
+from hermes.types import CaseId
+
+FIRST_DELAY_S = 2.0
+LONGEST_DELAY_S = 300.0
+"""Between two tries: doubled after each failure, up to this."""
+
+
+class UploadState(str, Enum):
+    """Where an upload stands; ``failed`` is not tried again by itself, ``cancelled`` never is."""
+
+    WAITING = "waiting"
+    UPLOADING = "uploading"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_OPEN = (UploadState.WAITING.value, UploadState.UPLOADING.value, UploadState.FAILED.value)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One label to be stored in the PACS.
+
+    Attributes:
+        id: grows with time.
+        image_id: whose label it is.
+        label_id: the label version; None for a prediction.
+        tag: "final", or that of a prediction.
+        path: of the label file, relative to the campaign's directory.
+        about: what the object says beside the voxels (annotator, model version, ...).
+        sop_instance_uid: of the object, decided before the first try: a try that was cut off after the PACS
+            took it is not stored twice.
+        state: where it stands.
+        attempts: tries that have begun.
+        next_try_at: not before this time (seconds since 1970).
+        last_error: why the last try failed.
+    """
+
+    id: int
+    image_id: CaseId
+    label_id: int | None
+    tag: str
+    path: str
+    about: Mapping[str, Any] = field(repr=False)
+    sop_instance_uid: str
+    state: UploadState
+    attempts: int
+    next_try_at: float
+    last_error: str | None
+
+
+class Uploads:
+    """The queue; every method is one short transaction."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        self._database, self._clock = database, clock
+
+    def add(
+        self,
+        image_id: CaseId,
+        path: str,
+        about: Mapping[str, Any],
+        sop_instance_uid: str,
+        *,
+        label_id: int | None = None,
+        tag: str = "final",
+    ) -> Upload:
+        """Queues a label; one that is queued already is given back as it is."""
+        now = self._clock()
+        with self._database.write() as session:
+            known = (
+                session.scalar(select(UploadRow).where(UploadRow.label_id == label_id)) if label_id else None
+            )
+            if known is not None:
+                return _record(known)
+            row = UploadRow(
+                image_id=image_id, label_id=label_id, tag=tag, path=path, about=dict(about),
+                sop_instance_uid=sop_instance_uid, state=UploadState.WAITING.value, attempts=0,
+                next_try_at=now, last_error=None, created_at=now, changed_at=now,
+            )  # fmt: skip
+            session.add(row)
+            session.flush()
+            return _record(row)
+
+    def claim(self) -> Upload | None:
+        """The next upload that is due, marked as under way; None when nothing is."""
+        now = self._clock()
+        due = (UploadRow.state == UploadState.WAITING.value, UploadRow.next_try_at <= now)
+        with self._database.read() as session:  # mostly there is nothing, and nobody has to wait
+            if session.scalar(select(UploadRow.id).where(*due).limit(1)) is None:
+                return None
+        with self._database.write() as session:
+            row = session.scalar(
+                select(UploadRow).where(*due).order_by(UploadRow.id).limit(1).with_for_update()
+            )
+            if row is None:
+                return None
+            row.state, row.changed_at = UploadState.UPLOADING.value, now
+            row.attempts += 1
+            session.flush()
+            return _record(row)
+
+    def done(self, upload_id: int) -> None:
+        """The PACS has it."""
+        self._change(upload_id, state=UploadState.DONE, error=None)
+
+    def postpone(self, upload_id: int, error: str) -> None:
+        """The try failed: the next one comes later, and later after every failure."""
+        with self._database.write() as session:
+            row = _row(session, upload_id)
+            delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(row.attempts - 1, 30))
+            row.state, row.last_error = UploadState.WAITING.value, error
+            row.changed_at = self._clock()
+            row.next_try_at = row.changed_at + delay
+
+    def fail(self, upload_id: int, error: str) -> None:
+        """It cannot be stored as it is; somebody has to look (`retry`)."""
+        self._change(upload_id, state=UploadState.FAILED, error=error)
+
+    def cancel(self, label_id: int) -> bool:
+        """The label was taken back before it was stored; whether there was anything to cancel."""
+        with self._database.write() as session:
+            row = session.scalar(
+                select(UploadRow).where(UploadRow.label_id == label_id, UploadRow.state.in_(_OPEN))
+            )
+            if row is None:
+                return False
+            row.state, row.changed_at = UploadState.CANCELLED.value, self._clock()
+            return True
+
+    def retry(self, *, failed: bool = True) -> int:
+        """Tries everything that waits (and what failed for good) at once; how many uploads that are."""
+        states = [UploadState.WAITING.value, *([UploadState.FAILED.value] if failed else [])]
+        now = self._clock()
+        with self._database.write() as session:
+            statement = (
+                update(UploadRow)
+                .where(UploadRow.state.in_(states))
+                .values(state=UploadState.WAITING.value, next_try_at=now)
+            )
+            return int(session.connection().execute(statement).rowcount)
+
+    def resume(self) -> int:
+        """Puts back what was under way when the server ended; how many uploads that were."""
+        with self._database.write() as session:
+            statement = (
+                update(UploadRow)
+                .where(UploadRow.state == UploadState.UPLOADING.value)
+                .values(state=UploadState.WAITING.value, next_try_at=self._clock())
+            )
+            return int(session.connection().execute(statement).rowcount)
+
+    def all(self) -> list[Upload]:
+        """Every upload, the first one first."""
+        with self._database.read() as session:
+            return [_record(row) for row in session.scalars(select(UploadRow).order_by(UploadRow.id))]
+
+    def label_ids(self) -> set[int]:
+        """The label versions that are or were in the queue."""
+        statement = select(UploadRow.label_id).where(UploadRow.label_id.is_not(None))
+        with self._database.read() as session:
+            return {value for value in session.scalars(statement) if value is not None}
+
+    def counts(self) -> dict[str, int]:
+        """Uploads by state, every state named."""
+        with self._database.read() as session:
+            found = Counter(session.scalars(select(UploadRow.state)))
+        return {state.value: found.get(state.value, 0) for state in UploadState}
+
+    def _change(self, upload_id: int, *, state: UploadState, error: str | None) -> None:
+        with self._database.write() as session:
+            row = _row(session, upload_id)
+            if row.state != UploadState.CANCELLED.value:
+                row.state = state.value
+            row.last_error, row.changed_at = error, self._clock()
+
+
+def _row(session: Any, upload_id: int) -> UploadRow:
+    row: UploadRow | None = session.get(UploadRow, upload_id)
+    if row is None:
+        msg = f"There is no upload {upload_id}."
+        raise NotFoundError(msg)
+    return row
+
+
+def _record(row: UploadRow) -> Upload:
+    return Upload(
+        id=row.id,
+        image_id=row.image_id,
+        label_id=row.label_id,
+        tag=row.tag,
+        path=row.path,
+        about=dict(row.about),
+        sop_instance_uid=row.sop_instance_uid,
+        state=UploadState(row.state),
+        attempts=row.attempts,
+        next_try_at=row.next_try_at,
+        last_error=row.last_error,
+    )

@@ -1,0 +1,305 @@
+"""A campaign on a real PACS (Orthanc), in this process: lists, labels out and in, what happens when it is down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import requests
+from fastapi import HTTPException
+
+from hermes.adapters.build import Parts, build
+from hermes.adapters.dicomweb.pacs import Pacs
+from hermes.dicom import read_segmentations, write_segmentation
+from hermes.geometry import Grid
+from hermes.labels.catalogue import find_structure
+from hermes.pacs import Orthanc, how_to_install, running_orthanc, store
+from hermes.phantoms import PhantomCase, make_case
+from hermes.phantoms.dicom import series_uid, write_dicom_series
+from hermes.records import LabelMap
+from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.writing import write_label_map
+from tests.integration.conftest import STRUCTURES
+
+pytestmark = pytest.mark.skipif(how_to_install() is not None, reason=str(how_to_install()))
+
+APP = Path(__file__).resolve().parents[2] / "apps" / "hermes"
+JSON = {"Accept": "application/dicom+json"}
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+@dataclass(frozen=True)
+class Site:
+    """An Orthanc with the series of some phantoms, and what opens a campaign on it."""
+
+    orthanc: Orthanc
+    cases: dict[str, PhantomCase]
+    files: dict[str, list[Path]]
+    model: Path
+    root: Path
+
+    def headers(self, uid: str) -> list[pydicom.Dataset]:
+        return [pydicom.dcmread(file, stop_before_pixels=True) for file in self.files[uid]]
+
+    def qido(self, level: str, **filters: str) -> list[dict[str, Any]]:
+        answer = requests.get(
+            f"{self.orthanc.dicomweb}/{level}",
+            params=filters,
+            headers=JSON,
+            auth=self.orthanc.auth,
+            timeout=30,
+        )
+        return answer.json() if answer.content else []
+
+    def segmentations(self, uid: str) -> list[pydicom.Dataset]:
+        """The SEG objects of a series' study, read by pydicom."""
+        study = str(self.headers(uid)[0].StudyInstanceUID)
+        found = []
+        for item in self.qido("instances", Modality="SEG", StudyInstanceUID=study):
+            sop = item["00080018"]["Value"][0]
+            where = requests.post(f"{self.orthanc.url}/tools/lookup", data=sop, timeout=30).json()[0]["ID"]
+            content = requests.get(f"{self.orthanc.url}/instances/{where}/file", timeout=30).content
+            found.append(pydicom.dcmread(pydicom.filebase.DicomBytesIO(content)))
+        return found
+
+    def delete(self, sop_uid: str) -> None:
+        where = requests.post(f"{self.orthanc.url}/tools/lookup", data=sop_uid, timeout=30).json()[0]["ID"]
+        assert requests.delete(f"{self.orthanc.url}/instances/{where}", timeout=30).ok
+
+    @contextmanager
+    def campaign(self, name: str, *, start: bool = True, **conf: str) -> Iterator[tuple[Parts, Pacs]]:
+        settings = {
+            "structures": ",".join(STRUCTURES), "model": str(self.model), "holdout_share": "0",
+            "campaign_dir": str(self.root / name), "pacs_refresh_seconds": "0.2", **conf,
+        }  # fmt: skip
+        parts = build(str(APP), self.orthanc.dicomweb, settings)
+        parts.dicomweb(self.orthanc.dicomweb)
+        pacs = parts.pacs
+        assert pacs is not None
+        if start:
+            pacs.start(lambda: None)
+        try:
+            yield parts, pacs
+        finally:
+            pacs.stop()
+            parts.workspace.campaign.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path, tiny_model: Path) -> Iterator[Site]:
+    """Two CT series of two patients in a fresh Orthanc."""
+    with running_orthanc(tmp_path / "orthanc") as orthanc:
+        cases, files = {}, {}
+        for seed in (1, 2):
+            case = make_case("PhantomAbdomenCT", seed, size="tiny")
+            files[series_uid(case)] = write_dicom_series(case, tmp_path / f"dicom{seed}")
+            cases[series_uid(case)] = case
+            store(orthanc.dicomweb, files[series_uid(case)])
+        yield Site(orthanc, cases, files, tiny_model, tmp_path)
+
+
+def label_of(site: Site, uid: str, names: tuple[str, ...] = STRUCTURES) -> tuple[LabelMap, dict[str, Any]]:
+    """The truth of a phantom in the lattice of its series, and the params that a client sends with it."""
+    case = site.cases[uid]
+    volume = read_volume(site.files[uid][0].parent)
+    values = {value: name for value, name in case.names.items() if name in names and name in case.present}
+    drawn = np.where(np.isin(case.labels, list(values)), case.labels, 0).astype(np.uint8)
+    if not volume.grid.matches(Grid(case.labels.shape, case.affine)):
+        drawn = drawn[::-1]  # slices of a series are sorted along their normal
+    info = [{"name": name, "idx": value} for value, name in values.items()]
+    return LabelMap(np.ascontiguousarray(drawn), volume.grid, values), {
+        "label_info": info,
+        "client_id": "anna",
+    }
+
+
+def submit(site: Site, pacs: Pacs, uid: str, names: tuple[str, ...] = STRUCTURES) -> LabelMap:
+    label, params = label_of(site, uid, names)
+    file = write_label_map(label, site.root / "label.nii.gz")
+    assert pacs.store.save_label(uid, str(file), "final", params) == uid
+    return label
+
+
+def masks(label: LabelMap, names: dict[int, str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        name: label.array == value
+        for value, name in (names or dict(label.names)).items()
+        if (label.array == value).any()
+    }
+
+
+def stored_label(parts: Parts, uid: str) -> LabelMap:
+    """The campaign's latest label of an image."""
+    record = next(label for label in parts.workspace.campaign.labels() if label.image_id == uid)
+    path = parts.workspace.archive.path(record.path)
+    label = read_label_map(path)
+    return LabelMap(label.array, label.grid, parts.workspace.archive.names_of(path))
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def uploaded(pacs: Pacs, count: int) -> bool:
+    return bool(pacs.store.status()["pacs"]["uploads"]["done"] == count)
+
+
+def test_a_label_goes_to_the_pacs_and_a_new_server_reads_it_back(site: Site) -> None:
+    first, second = site.cases
+    with site.campaign("one") as (parts, pacs):
+        assert set(pacs.store.list_images()) == {first, second}
+        label = submit(site, pacs, first)
+        assert pacs.store.status()["completed"] == 1  # at once, whatever the PACS does
+        wait_until(lambda: uploaded(pacs, 1), "the upload")
+        submit(site, pacs, first, ("liver",))  # a second version of the same image
+        wait_until(lambda: uploaded(pacs, 2), "the second upload")
+        status = pacs.store.status()
+        assert (status["total"], status["completed"]) == (2, 1)
+        versions = parts.workspace.campaign.labels(latest=False)
+        assert [version.number for version in versions] == [1, 2]
+    objects = {int(data.InstanceNumber): data for data in site.segmentations(first)}
+    assert sorted(objects) == [1, 2]
+    read = read_segmentations([objects[1]], site.headers(first), structures=STRUCTURES)
+    assert same({name: read.mask(name) for name in read.names}, masks(label))
+    segment = objects[1].SegmentSequence[0]
+    liver = find_structure(segment.SegmentLabel)
+    assert liver is not None
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == liver.code.value
+    assert segment.SegmentAlgorithmType == "MANUAL"
+    assert str(objects[1].ContentCreatorName) == "anna"
+    # Another campaign that knows nothing takes the newest of the two, whole.
+    with site.campaign("two") as (parts, pacs):
+        wait_until(lambda: pacs.store.get_labeled_images() == [first], "the label")
+        assert set(stored_label(parts, first).names.values()) == {"liver"}
+        assert np.array_equal(stored_label(parts, first).array == 1, masks(label)["liver"])
+        record = parts.workspace.campaign.labels()[0]
+        assert (record.source, record.annotator) == ("pacs", "anna")
+        assert pacs.store.status()["pacs"]["uploads"]["waiting"] == 0  # what came from there is not sent back
+
+
+def test_labels_of_others_come_and_go(site: Site) -> None:
+    first, second = site.cases
+    truth, _ = label_of(site, first)
+    with site.campaign("one") as (parts, pacs):
+        mine = submit(site, pacs, first, ("liver",))
+        wait_until(lambda: uploaded(pacs, 1), "the upload")
+        foreign = write_segmentation(
+            {"spleen": masks(truth)["spleen"], "some gadget": masks(truth)["liver"]},
+            site.headers(first), algorithm_type="MANUAL", annotator="bert",
+        )  # fmt: skip
+        foreign.Manufacturer = "Somebody else"
+        pacs.client.store(foreign)
+        wait_until(
+            lambda: pacs.store.status() and len(parts.workspace.campaign.labels(latest=False)) == 2,
+            "its label",
+        )
+        assert same(masks(stored_label(parts, first)), masks(truth))
+        assert parts.workspace.campaign.labels()[0].annotator == "bert"
+        listed = pacs.state()["not_used"]
+        assert [(entry["object"], "some gadget" in entry["reason"]) for entry in listed] == [
+            (foreign.SOPInstanceUID, True)
+        ]
+        # It is corrected: another object with another spleen, and the first one deleted.
+        smaller = masks(truth)["spleen"].copy()
+        smaller[smaller.shape[0] // 2 :] = False
+        assert smaller.any()
+        better = write_segmentation({"spleen": smaller}, site.headers(first), algorithm_type="MANUAL")
+        better.Manufacturer = "Somebody else"
+        pacs.client.store(better)
+        site.delete(foreign.SOPInstanceUID)
+        wait_until(
+            lambda: (
+                pacs.store.status()
+                and np.array_equal(masks(stored_label(parts, first)).get("spleen"), smaller)
+            ),
+            "the correction",
+        )
+        # All of theirs is deleted: what was submitted here stays.
+        site.delete(better.SOPInstanceUID)
+        wait_until(
+            lambda: pacs.store.status() and "spleen" not in stored_label(parts, first).names.values(),
+            "its end",
+        )
+        assert same(masks(stored_label(parts, first)), masks(mine))
+        # And ours: the image is not labelled any more; the archive keeps every version.
+        archived = sorted(parts.workspace.archive.directory.rglob("*.nii.gz"))
+        site.delete(site.segmentations(first)[0].SOPInstanceUID)
+        wait_until(lambda: pacs.store.get_labeled_images() == [], "the withdrawal")
+        assert sorted(parts.workspace.archive.directory.rglob("*.nii.gz")) == archived
+        assert second in pacs.store.get_unlabeled_images()
+
+
+def test_nothing_is_lost_while_the_pacs_is_down(site: Site) -> None:
+    first, second = site.cases
+    with site.campaign("one") as (parts, pacs):
+        for uid in site.cases:
+            assert pacs.store.image_path(uid).is_dir()
+        site.orthanc.stop()
+        label = submit(site, pacs, first)
+        wait_until(lambda: pacs.store.status()["pacs"]["reachable"] is False, "the state")
+        status = pacs.store.status()
+        assert (status["total"], status["completed"]) == (2, 1)
+        assert status["pacs"]["uploads"]["done"] == 0
+        wait_until(lambda: parts.workspace.campaign.uploads.all()[0].last_error, "the first try")
+    # A new server, still without the PACS, knows its images and labels and takes another one.
+    with site.campaign("one") as (_, pacs):
+        assert set(pacs.store.list_images()) == {first, second}
+        assert pacs.store.get_labeled_images() == [first]
+        assert "did not answer" in str(pacs.state()["error"])
+        submit(site, pacs, second)
+        site.orthanc.start()
+        pacs.retry()
+        wait_until(lambda: uploaded(pacs, 2), "both uploads")
+        wait_until(lambda: pacs.store.status()["pacs"]["reachable"], "the state")
+        assert set(pacs.store.get_labeled_images()) == {first, second}
+    for uid in site.cases:
+        assert len(site.segmentations(uid)) == 1
+    read = read_segmentations(site.segmentations(first), site.headers(first), structures=STRUCTURES)
+    assert same({name: read.mask(name) for name in read.names}, masks(label))
+
+
+def test_an_upload_whose_answer_was_lost_is_not_stored_twice(site: Site) -> None:
+    first, _ = site.cases
+    with site.campaign("one", start=False, pacs_refresh_seconds="3600") as (parts, pacs):
+        submit(site, pacs, first)
+        assert pacs.uploader.look()
+        upload = parts.workspace.campaign.uploads.all()[0]
+        assert upload.state.value == "done"
+        parts.workspace.campaign.uploads.postpone(upload.id, "as if the answer had been lost")
+        parts.workspace.campaign.uploads.retry()
+        pacs.index.current()
+        before = pacs.client.calls
+        assert pacs.uploader.look()
+        assert parts.workspace.campaign.uploads.all()[0].state.value == "done"
+        assert pacs.client.calls - before == 1  # asked, and not stored again
+    assert len(site.segmentations(first)) == 1
+
+
+def test_what_is_down_or_unknown_is_said(site: Site) -> None:
+    first, _ = site.cases
+    with site.campaign("one", start=False) as (_, pacs):
+        with pytest.raises(HTTPException) as refused:
+            pacs.store.get_image_uri("1.2.3")
+        assert refused.value.status_code == 404
+        assert "SeriesInstanceUID" in refused.value.detail
+        site.orthanc.stop()
+        with pytest.raises(HTTPException) as down:
+            pacs.store.get_image_uri(first)
+        assert down.value.status_code == 503
+        assert "did not answer" in down.value.detail

@@ -1,0 +1,115 @@
+"""The queue of labels for the PACS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hermes.campaign import Campaign
+from hermes.campaign.uploads import FIRST_DELAY_S, LONGEST_DELAY_S, Upload, UploadState
+from hermes.errors import NotFoundError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def campaign(tmp_path: Path, clock: Clock) -> Iterator[Campaign]:
+    with Campaign(tmp_path / "c.sqlite", clock=clock) as opened:
+        yield opened
+
+
+def add(campaign: Campaign, name: str = "a") -> Upload:
+    label = campaign.record_label(name, "final", f"{name}/0001.nii.gz", "0", "anna", {"liver": "present"})
+    return campaign.uploads.add(name, label.path, {"annotator": "anna"}, f"1.2.{label.id}", label_id=label.id)
+
+
+def test_each_upload_is_claimed_once_and_in_order(campaign: Campaign) -> None:
+    first, second = add(campaign, "a"), add(campaign, "b")
+    claimed = [campaign.uploads.claim(), campaign.uploads.claim(), campaign.uploads.claim()]
+    assert [upload and upload.id for upload in claimed] == [first.id, second.id, None]
+    assert claimed[0] is not None
+    assert claimed[0].about == {"annotator": "anna"}
+    assert claimed[0].attempts == 1
+    campaign.uploads.done(first.id)
+    assert campaign.uploads.counts() == {"waiting": 0, "uploading": 1, "done": 1, "failed": 0, "cancelled": 0}
+
+
+def test_a_label_is_queued_once(campaign: Campaign) -> None:
+    upload = add(campaign)
+    again = campaign.uploads.add("a", "a/0001.nii.gz", {}, "9.9", label_id=upload.label_id)
+    assert again == upload
+    assert campaign.uploads.label_ids() == {upload.label_id}
+
+
+def test_tries_come_later_and_later(campaign: Campaign, clock: Clock) -> None:
+    upload = add(campaign)
+    waits = []
+    for _ in range(10):
+        assert campaign.uploads.claim() is not None
+        campaign.uploads.postpone(upload.id, "no connection")
+        assert campaign.uploads.claim() is None
+        waits.append(campaign.uploads.all()[0].next_try_at - clock.now)
+        clock.now = campaign.uploads.all()[0].next_try_at
+    assert waits[:3] == [FIRST_DELAY_S, 2 * FIRST_DELAY_S, 4 * FIRST_DELAY_S]
+    assert waits[-1] == LONGEST_DELAY_S
+    assert campaign.uploads.all()[0].last_error == "no connection"
+
+
+def test_what_failed_for_good_waits_for_somebody(campaign: Campaign, clock: Clock) -> None:
+    upload = add(campaign)
+    campaign.uploads.claim()
+    campaign.uploads.fail(upload.id, "refused")
+    clock.now += 10 * LONGEST_DELAY_S
+    assert campaign.uploads.claim() is None
+    assert campaign.uploads.retry(failed=False) == 0
+    assert campaign.uploads.retry() == 1
+    assert campaign.uploads.claim() is not None
+
+
+def test_a_new_server_goes_on_with_what_was_under_way(tmp_path: Path) -> None:
+    with Campaign(tmp_path / "c.sqlite") as first:
+        upload = add(first)
+        assert first.uploads.claim() is not None
+    with Campaign(tmp_path / "c.sqlite") as second:
+        assert second.uploads.claim() is None
+        assert second.uploads.resume() == 1
+        claimed = second.uploads.claim()
+        assert claimed is not None
+        assert (claimed.sop_instance_uid, claimed.attempts) == (upload.sop_instance_uid, 2)
+
+
+def test_a_label_that_is_taken_back_is_not_stored(campaign: Campaign) -> None:
+    upload = add(campaign)
+    assert upload.label_id is not None
+    assert campaign.uploads.cancel(upload.label_id)
+    assert campaign.uploads.claim() is None
+    campaign.uploads.done(upload.id)  # a try that was under way does not bring it back
+    assert campaign.uploads.all()[0].state is UploadState.CANCELLED
+    assert not campaign.uploads.cancel(upload.label_id)
+
+
+def test_unknown_upload(campaign: Campaign) -> None:
+    with pytest.raises(NotFoundError):
+        campaign.uploads.done(7)
+
+
+def test_one_version_is_withdrawn_and_the_one_before_counts_again(campaign: Campaign) -> None:
+    versions = [
+        campaign.record_label("a", "final", f"a/{n}.nii.gz", "0", "anna", {"liver": "present"}) for n in (1, 2)
+    ]
+    assert campaign.pacs.withdraw([versions[1].id]) == 1
+    assert [label.id for label in campaign.labels()] == [versions[0].id]
+    assert campaign.pacs.withdraw([versions[1].id]) == 0
