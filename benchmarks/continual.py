@@ -1,6 +1,6 @@
 """Continual learning on digital phantoms: synergy, partial labels, new structures, transfer.
 
-Each run appends lines of JSON to ``--out``; ``report`` turns all lines into tables of means and spreads over seeds.
+Each run appends lines of JSON to ``--out``; ``continual_report.py`` makes tables and a picture of them.
 
 Examples::
 
@@ -9,7 +9,6 @@ Examples::
     python benchmarks/continual.py incremental --seed 0
     python benchmarks/continual.py rounds --seed 0
     python benchmarks/continual.py transfer --seed 0
-    python benchmarks/continual.py report
 
 hermes-c of width 8, 6 mm, patches of 32 cubed, batch 2, bf16 where the CPU multiplies it, one thread. Dice is the mean
 over structures of the mean over unseen phantoms; it differs between seeds in network, sampling and training cases.
@@ -23,7 +22,6 @@ import functools
 import json
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -272,39 +270,20 @@ def transfer(lines: Lines, given: argparse.Namespace) -> None:
             lines.add(start=name, cases=count, dice=score(net, NEW, rows), cpu_s=cpu)
 
 
-def report(given: argparse.Namespace) -> None:
-    """Means and spreads over seeds, a line for each combination of facts that are not numbers to average."""
-    groups: dict[tuple[object, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    keys = ("benchmark", "model", "dataset", "labels", "start", "mode", "round", "cases")
-    for text in given.out.read_text().splitlines():
-        line = json.loads(text)
-        place = groups[tuple(line.get(key) for key in keys)]
-        for name, value in line.items():
-            if name not in keys and name != "seed":
-                place[name].append(value)
-    for key, values in groups.items():
-        named = ", ".join(str(part) for part in key if part is not None)
-        numbers = "; ".join(f"{n} {np.mean(v):.3f} ± {np.std(v):.3f}" for n, v in values.items())
-        print(f"{named} ({len(next(iter(values.values())))} seeds): {numbers}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one of the benchmarks for one seed, or report."""
+    """Run one of the benchmarks for one seed."""
     benchmarks = {f.__name__: f for f in (synergy, partial, incremental, rounds, transfer)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", choices=[*benchmarks, "report"])
+    parser.add_argument("benchmark", choices=[*benchmarks])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400, help="per dataset")
     parser.add_argument("--cases", type=int, default=12, help="per dataset")
     parser.add_argument("--out", type=Path, default=Path("continual.jsonl"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if given.benchmark == "report":
-        report(given)
-    else:
-        benchmarks[given.benchmark](Lines(given.out, given.benchmark, given.seed), given)
+    benchmarks[given.benchmark](Lines(given.out, given.benchmark, given.seed), given)
 
 
 if __name__ == "__main__":

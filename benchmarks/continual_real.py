@@ -1,9 +1,8 @@
 """Real images: one universal model of all datasets against one model per dataset, with the same budget.
 
-Examples::
+Example::
 
-    python benchmarks/continual_real.py --seed 0
-    python benchmarks/continual_real.py report
+    python benchmarks/continual_real.py --seed 0      # appends to continual.jsonl, see continual_report.py
 
 The data are looked for in ``HERMES_TEST_DATA``, else in ``../shared/data``: 20 hippocampus labels (T1, two tasks),
 left-ventricular myocardium in cine MR, and the tumour of soft-tissue sarcomas in T1 MR, PET and CT, which is one task
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from continual import Lines, fit, fresh, precision, recipe, report
+from continual import Lines, fit, fresh, precision, recipe
 from training_recipe import dice
 
 from hermes.training.cases import TrainingCase
@@ -109,20 +108,16 @@ def run(lines: Lines, given: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One seed, or the report over all."""
+    """One seed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("benchmark", nargs="?", choices=["run", "report"], default="run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=300, help="per dataset")
     parser.add_argument("--out", type=Path, default=Path("continual.jsonl"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if given.benchmark == "report":
-        report(given)
-    else:
-        run(Lines(given.out, "real", given.seed), given)
+    run(Lines(given.out, "real", given.seed), given)
 
 
 if __name__ == "__main__":

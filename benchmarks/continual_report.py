@@ -1,0 +1,154 @@
+"""Tables and a picture of what ``continual.py`` and ``continual_real.py`` have measured, over all seeds in a file.
+
+Example::
+
+    python benchmarks/continual_report.py continual.jsonl --picture docs/images/continual.png > tables.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+KEYS = ("benchmark", "model", "dataset", "labels", "start", "mode", "round", "cases")
+Key = tuple[Any, ...]
+Groups = Mapping[Key, Mapping[str, Sequence[float]]]
+
+
+def grouped(lines: Iterable[str]) -> Groups:
+    """What was measured under the same conditions, one number per seed; of a seed run twice the last counts."""
+    found: dict[Key, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for text in lines:
+        line = json.loads(text)
+        key = tuple(line.get(key) if key != "cases" or line["benchmark"] != "real" else None for key in KEYS)
+        found[key][line["seed"]] = line
+    groups: dict[Key, dict[str, list[float]]] = {}
+    for key, by_seed in found.items():
+        groups[key] = defaultdict(list)
+        for line in by_seed.values():
+            for name, value in line.items():
+                if (
+                    name != "seed"
+                    and isinstance(value, (int, float))
+                    and (name not in KEYS or name == "cases")
+                ):
+                    groups[key][name].append(float(value))
+    return groups
+
+
+def select(groups: Groups, benchmark: str) -> dict[Key, Mapping[str, Sequence[float]]]:
+    """The groups of one benchmark, by what else is in their keys."""
+    return {
+        tuple(k for k in key[1:] if k is not None): values
+        for key, values in groups.items()
+        if key[0] == benchmark
+    }
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+
+def table(groups: Groups, benchmark: str) -> str:
+    """One benchmark as Markdown: a line per condition."""
+    chosen = select(groups, benchmark)
+    columns = [
+        name for name in dict.fromkeys(n for values in chosen.values() for n in values) if name != "cases"
+    ]
+    lines = [f"| {benchmark} | seeds | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+    for key, values in chosen.items():
+        named = ", ".join(str(part) for part in key)
+        cells = [cell(values[name]) if values.get(name) else "" for name in columns]
+        lines.append(f"| {named} | {len(next(iter(values.values())))} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def bars(axes: Axes, groups: Groups, benchmark: str, title: str) -> None:
+    """Dice per dataset, one bar per model."""
+    chosen = select(groups, benchmark)
+    models = list(dict.fromkeys(key[0] for key in chosen))
+    datasets = list(dict.fromkeys(key[-1] for key in chosen)) if len(next(iter(chosen))) > 1 else [""]
+    for number, model in enumerate(models):
+        found = [chosen[(model, d) if d else (model,)]["dice"] for d in datasets]
+        places = np.arange(len(datasets)) + 0.8 * (number / len(models) - 0.4)
+        axes.bar(
+            places,
+            [np.mean(f) for f in found],
+            0.8 / len(models),
+            yerr=[np.std(f) for f in found],
+            label=model,
+        )
+    axes.set_xticks(range(len(datasets)), [d.removeprefix("Phantom") for d in datasets], fontsize=7)
+    axes.set_title(title)
+    axes.legend(fontsize=7)
+
+
+def lines_of(
+    axes: Axes, curves: Mapping[str, Mapping[float, Sequence[float]]], title: str, below: str
+) -> None:
+    """Mean and spread over seeds along x."""
+    for name, points in curves.items():
+        xs = sorted(points)
+        means = [np.mean(points[x]) for x in xs]
+        axes.errorbar(xs, means, [np.std(points[x]) for x in xs], marker="o", capsize=3, label=name)
+    axes.set_title(title)
+    axes.set_xlabel(below)
+    axes.legend(fontsize=7)
+
+
+def draw(groups: Groups, path: Path) -> None:
+    """A PNG of six panels, of those that were measured."""
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    places = iter(figure.subplots(2, 3).flat)
+    for benchmark, title in (("synergy", "One model for all, or one each"), ("real", "The same on real images"),
+                             ("partial", "One of three structures labelled")):  # fmt: skip
+        if select(groups, benchmark):
+            bars(next(places), groups, benchmark, title)
+    new, old = defaultdict(dict), defaultdict(dict)  # type: ignore[var-annotated]
+    for key, values in select(groups, "incremental").items():
+        if len(key) == 2:
+            new[key[0]][key[1]], old[key[0]][key[1]] = values["new"], values["old"]
+    if new:
+        lines_of(next(places), new, "Two structures added: the new ones", "cases")
+        lines_of(next(places), old, "Two structures added: the old ones", "cases")
+    transfer: dict[str, dict[float, Sequence[float]]] = defaultdict(dict)
+    for (start, cases), values in select(groups, "transfer").items():
+        transfer[start][cases] = values["dice"]
+    if transfer:
+        lines_of(next(places), transfer, "An unseen dataset", "cases")
+    for axes in places:
+        axes.set_visible(False)
+    for axes in figure.axes:
+        axes.set_ylabel("Dice")
+        axes.set_ylim(0, 1)
+    figure.savefig(path, dpi=80)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables and write the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path)
+    given = parser.parse_args(arguments)
+    groups = grouped(line for file in given.files for line in file.read_text(encoding="utf-8").splitlines())
+    for benchmark in dict.fromkeys(key[0] for key in groups):
+        print(table(groups, benchmark) + "\n")
+    if given.picture is not None:
+        draw(groups, given.picture)
+
+
+if __name__ == "__main__":
+    main()
