@@ -27,18 +27,19 @@ import torch
 from hermes.cache import VolumeCache
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.holdout import HoldoutRule
+from hermes.campaign.openness import Wish
 from hermes.campaign.records import VersionState
 from hermes.checkpoint import Manifest, read_manifest
-from hermes.config import Settings, campaign_directory
+from hermes.config import Quota, Settings, campaign_directory
 from hermes.device import choose_precision
 from hermes.errors import BadRequestError, ConflictError
 from hermes.inference.predictor import Predictor
 from hermes.labels.catalogue import canonical_key
 from hermes.labels.names import split_protocol
-from hermes.labels.space import LabelSpace, bind_structures
+from hermes.labels.space import EVERYTHING, LabelSpace, bind_structures
 from hermes.publish import Serving, VersionStore, write_atomically
 from hermes.records import NewStructure
-from hermes.submission import LabelArchive
+from hermes.submission import LabelArchive, match_structure
 from hermes.transforms.preparation import PreparationSpec
 
 MOST_STRUCTURES = 255  # label maps for viewers are 8 bit
@@ -142,6 +143,27 @@ class Workspace:
         rows = dict(bound)
         learned = manifest.learned_rows
         return Bindings(space, rows, tuple(name for name, row in rows.items() if row in learned))
+
+    def wish(self) -> Wish:
+        """What the settings want of every image.
+
+        Raises:
+            UnknownStructureError: they require a structure that the campaign does not label.
+        """
+        asked, labelled = self.settings.required_structures, self.bindings().structures
+        if asked == (EVERYTHING,):
+            return Wish(labelled, self.settings.labels_per_image)
+        names = tuple(match_structure(name, labelled) for name in asked)
+        return Wish(names, self.settings.labels_per_image)
+
+    def quotas(self) -> tuple[Quota, ...]:
+        """In how many images each structure is to be drawn, by the names of the campaign.
+
+        Raises:
+            UnknownStructureError: a quota of a structure that the campaign does not label.
+        """
+        labelled = self.bindings().structures
+        return tuple(Quota(match_structure(q.structure, labelled), q.images) for q in self.settings.quotas)
 
     def add_structures(self, new: Sequence[NewStructure]) -> None:
         """Let the campaign label further structures from now on.

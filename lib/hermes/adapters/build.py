@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastapi import HTTPException
 from monailabel.config import settings as monai_settings
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
@@ -28,7 +30,7 @@ from hermes.adapters.train import HermesTrainTask
 from hermes.campaign.records import LabelRecord
 from hermes.checkpoint import WEIGHTS_FILE
 from hermes.config import from_conf
-from hermes.errors import NotFoundError
+from hermes.errors import BadImageError, NotFoundError
 from hermes.offered import OfferedLabel, OfferedLabels, agreement_with_offer
 from hermes.pool import PoolScorer
 from hermes.queueing import Queue
@@ -177,6 +179,7 @@ class Parts:
     def strategies(self) -> dict[str, Any]:
         """Strategies by name, the campaign's own first: viewers preselect the first."""
         names = sorted(STRATEGIES, key=lambda name: name != self.workspace.settings.strategy)
+
         def structures() -> tuple[str, ...]:
             return self.workspace.bindings().structures
 
@@ -213,6 +216,17 @@ class Parts:
             self.pacs.start(self.label_saved)
         images, structures = len(datastore.list_images()), ", ".join(self.workspace.bindings().structures)
         logger.info("Hermes is ready: %d images, structures: %s", images, structures)
+
+    @contextmanager
+    def leaving_out_unreadable(self, image: Any) -> Iterator[None]:
+        """An image of the campaign that turns out to be unusable is not offered to anybody any more."""
+        try:
+            yield
+        except HTTPException as error:
+            if error.status_code == BadImageError.status and isinstance(image, str):
+                with suppress(NotFoundError):  # an upload, or a session's image
+                    self.workspace.campaign.quarantine(image, str(error.detail))
+            raise
 
     def label_saved(self) -> None:
         """A label has come in: look whether a round is full."""

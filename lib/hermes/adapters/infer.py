@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.images import resolve_image
 from hermes.adapters.leaving import client_has_left
+from hermes.adapters.nearby import region_near
 from hermes.adapters.requests import InferRequest
 from hermes.errors import BadRequestError, NotFoundError
+from hermes.inference.region import Region
 from hermes.labels.catalogue import canonical_key, describe, find_group, group_names
 from hermes.labels.names import key, split_protocol
 from hermes.labels.space import EVERYTHING, GROUP_MARK
+from hermes.offered import OfferedLabels
 from hermes.records import LabelMap, Prediction
 from hermes.resident import ResidentModel
 from hermes.submission import campaign_values, match_structure
@@ -27,6 +31,8 @@ from hermes.transforms.writing import write_label_map
 from hermes.types import Modality
 from hermes.workspace import Bindings, Workspace
 
+logger = logging.getLogger(__name__)
+
 
 class HermesInferTask(InferTask):  # type: ignore[misc]
     """Segments the campaign's structures, or those of one body region, with the resident network."""
@@ -34,6 +40,7 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
     def __init__(self, workspace: Workspace, resident: ResidentModel, group: str | None = None) -> None:
         """Offer all structures of the campaign, or those of ``group``; any can be asked for by name."""
         self._workspace, self._resident, self._group = workspace, resident, group
+        self._offers = OfferedLabels(workspace.directory / "offered")
         labels = self._offer()
         what = "any subset of the campaign's structures" if group is None else group
         super().__init__(
@@ -43,6 +50,13 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
             description=f"Universal 3D segmentation with context priors: {what}",
             config={"structures": "all", "modality": ["auto", *(m.value for m in Modality)]},
         )
+
+    def keep_offer(self, image_id: str, name: str, file: Path, params: Mapping[str, Any]) -> None:
+        """Keep an answer, to be compared with what will be submitted."""
+        try:
+            self._offers.keep(image_id, name, file, params["label_names"], params["model_version"])
+        except OSError as error:  # of a full disk; the answer itself is there
+            logger.warning("What was offered for %s is not kept: %s", image_id, error)
 
     def refresh(self) -> None:
         """Offer what the campaign labels now: a structure may have been added."""
@@ -60,7 +74,7 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
 
     @answers_errors
     def __call__(self, request: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Segment ``request["image"]`` (a path); the label map's file and what is known about it."""
+        """Segment ``request["image"]`` (a path), in ``request["region"]`` if it has one; the file and what is known."""
         asked = InferRequest.parse(request)
         bindings = self._workspace.bindings()
         wanted = self._wanted(asked, bindings)
@@ -71,7 +85,7 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
             raise NotFoundError(msg)
         path, modality = Path(request["image"]), asked.modality or self._workspace.settings.modality
         rows = self._fitting(path, ready, asked, modality, bindings)
-        prediction = self._predict(path, rows, modality)
+        prediction = self._predict(path, rows, modality, request.get("region"))
         values = campaign_values(bindings.structures)
         label_map = _in_campaign_values(prediction, values)
         file = tempfile.NamedTemporaryFile(suffix=asked.extension, delete=False).name  # noqa: SIM115  # the endpoint removes it
@@ -79,10 +93,16 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         answer = _answer(prediction, values, waiting)
         return file, answer | {"not_taught_in_modality": [name for name in ready if name not in rows]}
 
-    def _predict(self, path: Path, rows: Mapping[str, int], modality: Modality | None) -> Prediction:
+    def region(self, request: Mapping[str, Any], image_id: str | None, datastore: Datastore) -> Region | None:
+        """The part of the image that a request is about; see `hermes.adapters.nearby`."""
+        return region_near(InferRequest.parse(request), image_id, datastore, self._workspace)
+
+    def _predict(
+        self, path: Path, rows: Mapping[str, int], modality: Modality | None, region: Region | None
+    ) -> Prediction:
         if rows:
             return self._resident.predictor().predict(
-                path, rows, modality=modality, should_stop=client_has_left
+                path, rows, modality=modality, region=region, should_stop=client_has_left
             )
         # A campaign of new structures before its first training: the honest answer is an empty label map.
         volume = read_volume(path, modality=modality)
@@ -204,7 +224,12 @@ def run_infer(
         BadImageError: the image cannot be read.
     """
     image, path = resolve_image(request.get("image"), datastore, sessions_directory)
-    file, params = task({**request, "image": str(path)})
+    region = task.region(request, image, datastore)
+    file, params = task({**request, "image": str(path), "region": region})
+    if (
+        file and image is not None and region is None
+    ):  # a box of the image cannot be compared with a whole label
+        task.keep_offer(image, str(request.get("model") or "model"), Path(file), params)
     label = file
     if file and image is not None and request.get("save_label"):
         tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hermes.adapters.annotators import annotator_in
 from hermes.config import Settings
 from hermes.errors import BadRequestError
 from hermes.rounds import MODES, RoundOptions
@@ -21,6 +22,10 @@ _UPLOAD = re.compile(r"tmp[a-z0-9_]{8}(\.[A-Za-z0-9]+)*")
 _EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 _DTYPES = ("uint8", "uint16")
 LARGEST_WEIGHT = 100
+ANONYMOUS = "anonymous"
+"""The annotator where nobody says who it is."""
+LARGEST_MARGIN_MM = 1000
+LONGEST_VALUE = 100  # characters of a client's value in a message
 
 
 def parse_json_object(text: str, field: str) -> dict[str, Any]:
@@ -66,11 +71,15 @@ class InferRequest:
         structures: names of structures; None: all that the task offers.
         modality: said by the caller; None: decided by Hermes.
         extension: of the answered label map.
+        near: structures in the image's label around which the answer is wanted; None: in all of the image.
+        margin_mm: how far around them.
     """
 
     structures: tuple[str, ...] | None
     modality: Modality | None
     extension: str
+    near: tuple[str, ...] | None = None
+    margin_mm: float = 20.0
 
     @classmethod
     def parse(cls, request: Mapping[str, Any]) -> InferRequest:
@@ -79,19 +88,39 @@ class InferRequest:
         Raises:
             BadRequestError: a value of the wrong type or out of its vocabulary.
         """
-        return cls(_structures(request), _modality(request), _extension(request))
+        near, margin_mm = names_in(request, "near"), _margin(request)
+        return cls(_structures(request), _modality(request), _extension(request), near, margin_mm)
 
 
 def _structures(request: Mapping[str, Any]) -> tuple[str, ...] | None:
-    value = request.get("structures")
+    names = names_in(request, "structures")
+    return None if names == ("all",) else names
+
+
+def names_in(request: Mapping[str, Any], field: str) -> tuple[str, ...] | None:
+    """The names in a field of a request, a list or a text with commas; None where there are none.
+
+    Raises:
+        BadRequestError: something else.
+    """
+    value = request.get(field)
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
-    if value in (None, [], ["all"]):
+    if value in (None, []):
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        msg = f"Expected 'structures' to be a list of names, got {value!r}."
+        msg = f"Expected {field!r} to be a list of names, got {str(value)[:LONGEST_VALUE]!r}."
         raise BadRequestError(msg)
     return tuple(dict.fromkeys(value))
+
+
+def _margin(request: Mapping[str, Any]) -> float:
+    value = request.get("margin_mm", InferRequest.margin_mm)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not 0 <= number <= LARGEST_MARGIN_MM:
+        msg = f"Expected 'margin_mm' to be a number from 0 to {LARGEST_MARGIN_MM}, got {str(value)[:LONGEST_VALUE]!r}."
+        raise BadRequestError(msg)
+    return float(number)
 
 
 def _modality(request: Mapping[str, Any]) -> Modality | None:
@@ -144,8 +173,8 @@ def uploaded_file(image: str, sessions_directory: str | None) -> Path | None:
 
 
 def annotator_of(params: Mapping[str, Any]) -> str:
-    """Who sent a request: the user of the server's login, else the id that the client gives itself."""
-    return str(params.get("user") or params.get("client_id") or "anonymous")
+    """Who sent a request: the user of login or proxy, else the id that the client gives itself."""
+    return annotator_in(params) or ANONYMOUS
 
 
 def round_options(

@@ -40,7 +40,9 @@ from monailabel.endpoints import (
 )
 from monailabel.interfaces.utils.app import app_instance
 
-from hermes.adapters import routes
+from hermes.adapters import campaign_routes, routes
+from hermes.adapters.activity import next_sample, note_activity
+from hermes.adapters.annotators import NameAnnotator
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.leaving import NoticeLeaving
 from hermes.adapters.ohif import router as viewer_router
@@ -75,6 +77,7 @@ def _blocking(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     def call(**arguments: Any) -> Any:
         try:
             check_arguments(arguments)
+            note_activity(arguments)
             coroutine = endpoint(**arguments)
             try:
                 coroutine.send(None)
@@ -154,14 +157,19 @@ model.router.routes[:] = [
 for _replaced in (ohif, proxy):
     _replaced.router.routes.clear()
 
+# The stock function gathers all that /info/ says for each sample, and writes the index of all images afterwards.
+activelearning.sample = next_sample
+
 for _module in _BLOCKING:
     run_in_threads(_module.router)
 
 from monailabel.app import app  # noqa: E402  # the routers have to be repaired first
 
 app.include_router(routes.router)
+app.include_router(campaign_routes.router)
 app.include_router(viewer_router)
 app.add_middleware(NoticeLeaving)
+app.add_middleware(NameAnnotator, header=lambda: app_instance().parts.workspace.settings.user_header)
 
 
 @app.exception_handler(Exception)  # type: ignore[untyped-decorator]

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy as MonaiStrategy
 
-from hermes.adapters.requests import annotator_of, check_json
+from hermes.adapters.requests import annotator_of, check_json, names_in
+from hermes.labels.space import EVERYTHING
 from hermes.queueing import Queue
 from hermes.strategies import Strategy
+from hermes.submission import match_structure
+from hermes.types import StructureName
 
 
 class HermesStrategy(MonaiStrategy):  # type: ignore[misc]
     """Offers the next image by one of our strategies."""
 
-    def __init__(self, strategy: Strategy, queue: Queue) -> None:
-        self._strategy, self._queue = strategy, queue
+    def __init__(
+        self, strategy: Strategy, queue: Queue, structures: Callable[[], Sequence[StructureName]]
+    ) -> None:
+        """Offer by ``strategy`` out of ``queue``; ``structures`` gives what the campaign labels."""
+        self._strategy, self._queue, self._structures = strategy, queue, structures
         super().__init__(strategy.description)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """``{"id": image}``, or ``{"reason": ...}`` when there is nothing to offer."""
+        """``{"id": image}``, or ``{"reason": ...}`` when there is nothing to offer.
+
+        With ``structures`` (names of the campaign) an image is offered in which they are not annotated yet.
+        """
         check_json(dict(request), "params")
-        offer = self._queue.offer(self._strategy, datastore.list_images(), annotator_of(request))
-        return {"id": offer.image_id, "reason": offer.reason}
+        labelled = self._structures()
+        names = names_in(request, "structures") or ()
+        asked = [match_structure(name, labelled) for name in names if name != EVERYTHING]
+        offer = self._queue.offer(self._strategy, datastore.list_images(), annotator_of(request), asked)
+        answer = {"id": offer.image_id, "reason": offer.reason, "missing": list(offer.structures)}
+        return answer | {"reserved_until": offer.until, "revisit": offer.revisit}

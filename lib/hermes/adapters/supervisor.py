@@ -74,6 +74,7 @@ class Supervisor:
         self._start_training, self._is_training = start_training, is_training
         self._ahead = Ahead(workspace, paths_of(datastore))
         self._tried: frozenset[int] = frozenset()
+        self._synced: list[str] | None = None
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="hermes-supervisor", daemon=True)
 
@@ -106,7 +107,10 @@ class Supervisor:
     def look(self) -> None:
         """Do what is due now."""
         campaign = self._workspace.campaign
-        campaign.sync_images(self._datastore.list_images(), self._patient_of)
+        images = self._datastore.list_images()
+        if images != self._synced:  # looked at every second, and mostly nothing has changed
+            campaign.sync_images(images, self._patient_of)
+            self._synced = images
         if self._is_training() or campaign.current_run() is not None:
             self._ahead.prepare(should_stop=self._ended.is_set)
             return
@@ -120,7 +124,6 @@ class Supervisor:
                 self._start_training()
                 return
         self._ahead.prepare(should_stop=self._ended.is_set)
-        images = self._datastore.list_images()
         for _ in self._scorer.score(images, paths_of(self._datastore), should_stop=self._wake.is_set):
             if self._wake.is_set():
                 return

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hermes import __version__
+from hermes.cli.campaigns import add_campaigns
+from hermes.cli.simulating import add_simulate
 from hermes.cli.train_arguments import add_train
 from hermes.errors import BadRequestError, ConflictError, HermesError, NotFoundError
 
@@ -59,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_labels(commands)
     _add_import(commands)
     _add_campaign(commands)
+    add_campaigns(commands)
     add_train(commands)
+    add_simulate(commands)
     return parser
 
 
