@@ -61,7 +61,8 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
             msg = f"Expected one of the models {list(self._infers)}, got {request.get('model')!r}."
             raise NotFoundError(msg)
         sessions = self._sessions.store_path if self._sessions else None
-        return run_infer(self._infers[request["model"]], request, datastore or self._datastore, sessions)
+        with self.parts.leaving_out_unreadable(request.get("image")):
+            return run_infer(self._infers[request["model"]], request, datastore or self._datastore, sessions)
 
     @answers_errors
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,11 @@ from rich.table import Table
 
 from hermes.config import from_conf
 from hermes.errors import BadRequestError, HermesError
+from hermes.labelled import Pair, finest_spacing, folders_of, pairs_of, value_names, values_in
 from hermes.phantoms import dataset as phantom_dataset
 from hermes.records import LabelMap
 from hermes.scoring.agreement import dice
-from hermes.serve import IMAGE_SUFFIXES, PROJECT, SAMPLE_DATASET, parse_conf
+from hermes.serve import PROJECT, SAMPLE_DATASET, parse_conf
 from hermes.transforms.orientation import Turn
 from hermes.transforms.reading import read_label_map, read_volume
 from hermes.transforms.writing import write_label_map
@@ -46,16 +47,6 @@ HELD_OUT_FRACTION = 0.275
 LARGEST_HELD_OUT = 25
 START_TIMEOUT_S = 180
 ROUND_TIMEOUT_S = 3600
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image and its true label, with the names of the label's values."""
-
-    case_id: str
-    image: Path
-    label: Path
-    names: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -86,8 +77,8 @@ def sample_dataset(conf: Mapping[str, str]) -> Dataset:
     campaign = phantom_dataset(SAMPLE_DATASET)
     numbers = {name: value for value, name in enumerate(campaign.structures, start=1)}
     names = {numbers[name]: name for name in campaign.demonstration}
-    pool = _pairs(SAMPLE / "campaign", SAMPLE / "truth", names)
-    held_out = _pairs(SAMPLE / "heldout" / "images", SAMPLE / "heldout" / "labels", names)
+    pool = pairs_of(SAMPLE / "campaign", SAMPLE / "truth", names)
+    held_out = pairs_of(SAMPLE / "heldout" / "images", SAMPLE / "heldout" / "labels", names)
     structures = tuple(names.values())
     return Dataset(pool, held_out, {"structures": ",".join(structures), **conf}, structures)
 
@@ -101,58 +92,15 @@ def folder_dataset(folder: Path, conf: Mapping[str, str]) -> Dataset:
     Raises:
         BadRequestError: there are no pairs, or more values than names.
     """
-    images, labels = _folders(folder)
-    values = sorted({int(v) for p in sorted(labels.iterdir())[:8] for v in np.unique(_label(p).array) if v})
-    names = _value_names(folder, values, conf)
-    pairs = _pairs(images, labels, names)
+    images, labels = folders_of(folder)
+    values = values_in(sorted(labels.iterdir())[:8])
+    given = [name.strip() for name in conf.get("structures", "").split(",") if name.strip()]
+    names = value_names(folder, values, given)
+    pairs = pairs_of(images, labels, names)
     count = min(LARGEST_HELD_OUT, max(1, round(HELD_OUT_FRACTION * len(pairs))))
     structures = tuple(names.values())
-    defaults = {"structures": ",".join(structures), "spacing_mm": f"{_spacing(pairs):g}"}
+    defaults = {"structures": ",".join(structures), "spacing_mm": f"{finest_spacing(pairs):g}"}
     return Dataset(pairs[:-count], pairs[-count:], {**defaults, **conf}, structures)
-
-
-def _folders(folder: Path) -> tuple[Path, Path]:
-    for images, labels in (("images", "labels"), ("imagesTr", "labelsTr")):
-        if (folder / images).is_dir() and (folder / labels).is_dir():
-            return folder / images, folder / labels
-    msg = (
-        f"Expected folders images/ and labels/ with files of the same names in {folder}, they are not there."
-    )
-    raise BadRequestError(msg)
-
-
-def _value_names(folder: Path, values: Sequence[int], conf: Mapping[str, str]) -> dict[int, str]:
-    given = [name.strip() for name in conf.get("structures", "").split(",") if name.strip()]
-    if given:
-        if len(given) != len(values):
-            msg = f"Expected a name in structures for each of the label values {values}, got {given}."
-            raise BadRequestError(msg)
-        return dict(zip(values, given, strict=True))
-    described = folder / "dataset.json"
-    table = json.loads(described.read_text(encoding="utf-8")).get("labels", {}) if described.is_file() else {}
-    listed = {int(k): str(v) for k, v in table.items() if str(k).isdigit()}
-    listed |= {int(v): str(k) for k, v in table.items() if str(v).isdigit()}
-    return {value: listed.get(value, f"structure {value}") for value in values}
-
-
-def _pairs(images: Path, labels: Path, names: Mapping[int, str]) -> tuple[Pair, ...]:
-    found = []
-    for image in sorted(images.iterdir()):
-        suffix = next((s for s in IMAGE_SUFFIXES if image.name.endswith(s)), None)
-        label = labels / image.name
-        case_id = image.name.removesuffix(suffix or "")
-        if suffix and label.is_file():
-            found.append(Pair(case_id, image, label, names))
-    if not found:
-        msg = f"Expected images with labels of the same name in {images} and {labels}, found none."
-        raise BadRequestError(msg)
-    return tuple(found)
-
-
-def _spacing(pairs: Sequence[Pair]) -> float:
-    """Spacing for the model in mm: the median of the images' finest axes, at most the published 1.5."""
-    finest = [min(read_volume(p.image).grid.spacing_mm) for p in pairs[:16]]
-    return min(1.5, round(float(np.median(finest)), 2))
 
 
 def _label(path: Path) -> LabelMap:
@@ -236,7 +184,9 @@ class Annotator:
         absent = [name for value, name in pair.names.items() if value not in drawn]
         drawing = np.where(np.isin(truth.array, list(pair.names)), truth.array, 0)
         file = write_label_map(LabelMap(drawing, truth.grid, pair.names), self._scratch / "label.nii.gz")
-        self.client.save_label(case_id, str(file), params={"label_info": info, "absent": absent})
+        self.client.save_label(
+            case_id, str(file), params={"label_info": info, "label_values": "idx", "absent": absent}
+        )
         return str(case_id)
 
     def measure(self, pairs: Sequence[Pair], tick: Any) -> tuple[dict[str, float], str, np.ndarray[Any, Any]]:

@@ -82,7 +82,8 @@ def check_submission(
 
     Args:
         label: as read, on the grid of its image; its own names count where ``label_info`` is not given.
-        params: ``label_info``: ``[{"name": ..., "idx": value}, ...]``, the name of every value in the file.
+        params: ``label_info``: ``[{"name": ..., "idx": value}, ...]``, the name of every value in the file; where
+            idx skips numbers as 3D Slicer's does, see ``label_values`` in docs/pacs.md.
             ``absent``: names of structures that were looked for and are not there. A name in ``label_info``
             without a voxel is *not* taken as absent: viewers list every segment, drawn or not.
             ``new_structures``: see `new_structures_in`; without it an unknown name is refused.
@@ -170,6 +171,8 @@ def _names_of_values(label: LabelMap, params: Mapping[str, Any], structures: Seq
     else:
         msg = f"Expected params.label_info like [{{'name': 'liver', 'idx': 1}}], got {given!r}."
         raise BadRequestError(msg)
+    if given is not None:
+        pairs = _as_numbered(pairs, label, params)
     names: dict[int, str] = {}
     for name, value in pairs:
         if name.strip().lower() in IGNORED_SEGMENTS:
@@ -179,6 +182,48 @@ def _names_of_values(label: LabelMap, params: Mapping[str, Any], structures: Seq
             raise BadRequestError(msg)
         names[value] = match_structure(name, structures)
     return names
+
+
+def _as_numbered(
+    pairs: list[tuple[str, int]], label: LabelMap, params: Mapping[str, Any]
+) -> list[tuple[str, int]]:
+    """Names with the values that they have in the file, where 3D Slicer numbered the two differently.
+
+    Its module lists each segment under its place among all segments, those for background and scribbles too,
+    which it then leaves out of the file and of the list: the file counts 1, 2, ... without them.
+
+    Raises:
+        BadLabelError: the file can be read either way, and the two differ.
+        BadRequestError: ``label_values`` is something else than ``"idx"``.
+    """
+    if params.get("label_values") not in (None, "", "idx"):
+        msg = f"Expected params.label_values to be 'idx' or not given, got {params['label_values']!r}."
+        raise BadRequestError(msg)
+    listed = [value for _, value in pairs]
+    skipped = max(listed, default=0) - len(listed)
+    increasing = all(0 < a < b for a, b in zip([0, *listed][1:], listed[1:], strict=False))
+    if params.get("label_values") or not increasing or not 0 < skipped <= len(IGNORED_SEGMENTS):
+        return pairs
+    counted = [(name, place) for place, (name, _) in enumerate(pairs, start=1)]
+    in_file = {name: value for value, name in label.names.items()}
+    if in_file and all(name in in_file for name, _ in pairs):  # .seg.nrrd says itself what its values are
+        return [(name, in_file[name]) for name, _ in pairs]
+    drawn = {int(value) for value in np.unique(label.array) if value}
+    if not drawn or not drawn <= set(range(1, len(pairs) + 1)):
+        return pairs
+    if not drawn <= set(listed):
+        return counted
+    by_index = {value: name for name, value in pairs}
+    by_order = {value: name for name, value in counted}
+    if any(by_index[value] != by_order[value] for value in drawn):
+        told = {value: (by_index[value], by_order[value]) for value in sorted(drawn)}
+        msg = (
+            f"The values {sorted(drawn)} of the label can mean two things, {told}: params.label_info skips numbers, as 3D "
+            "Slicer does for segments of background and scribbles that are not in the file. Remove these segments, "
+            "save as .seg.nrrd, or send params {'label_values': 'idx'} if idx is the value in the file."
+        )
+        raise BadLabelError(msg)
+    return pairs
 
 
 def _value_of(entry: Mapping[str, Any]) -> int:

@@ -58,6 +58,31 @@ def test_background_of_viewers_is_no_structure(label: Callable[..., Path]) -> No
     assert read(label(1), {"label_info": info}).annotated == {"left kidney": "present"}
 
 
+SHIFTED = [{"name": "left kidney", "idx": 2}, {"name": "liver", "idx": 3}, {"name": "spleen", "idx": 4}]
+"""What 3D Slicer sends when a segment for the background comes first: the file counts without it."""
+
+
+@pytest.mark.parametrize(
+    ("values", "meant"),
+    [((1, 2, 3), (1, 2, 3)), ((1,), (1,)), ((4, 2), (3, 1)), ((4,), (3,))],
+    ids=["all, by order", "by order", "by idx", "only idx fits"],
+)
+def test_numbers_that_slicer_shifts(
+    label: Callable[..., Path], values: tuple[int, ...], meant: tuple[int, ...]
+) -> None:
+    found = read(label(*values), {"label_info": SHIFTED})
+    assert found.label_map.array.flat[: len(values)].tolist() == list(meant)
+
+
+def test_numbers_that_could_be_shifted_or_not_are_refused_unless_said(label: Callable[..., Path]) -> None:
+    with pytest.raises(BadLabelError, match="two things"):
+        read(label(3), {"label_info": SHIFTED})
+    said = read(label(3), {"label_info": SHIFTED, "label_values": "idx"})
+    assert said.annotated == {"liver": "present"}
+    with pytest.raises(BadRequestError, match="label_values"):
+        read(label(3), {"label_info": SHIFTED, "label_values": "rank"})
+
+
 def test_two_segments_of_one_structure_are_merged(label: Callable[..., Path]) -> None:
     info = [{"name": "liver", "idx": 1}, {"name": "Liver", "idx": 2}]
     assert read(label(1, 2), {"label_info": info}).label_map.array.flat[:2].tolist() == [2, 2]

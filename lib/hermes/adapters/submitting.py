@@ -16,7 +16,7 @@ from hermes.geometry import Grid
 from hermes.records import LabelMap, NewStructure
 from hermes.submission import LabelArchive, Submission, check_submission
 
-RESERVED_PARAMS = frozenset({"label_info", "absent", "new_structures"})
+RESERVED_PARAMS = frozenset({"label_info", "label_values", "absent", "new_structures"})
 LONGEST_NAME = 200  # of an image or a tag; file systems end at 255 bytes with the suffix
 _SAFE_NAME = re.compile(r"[\w][\w.\- ]*")
 

@@ -80,8 +80,9 @@ class Uploads:
         *,
         label_id: int | None = None,
         tag: str = "final",
+        done: bool = False,
     ) -> Upload:
-        """Queues a label; one that is queued already is given back as it is."""
+        """Queues a label, or notes one that the PACS has (``done``); one that is queued already stays as it is."""
         now = self._clock()
         with self._database.write() as session:
             known = (
@@ -89,9 +90,10 @@ class Uploads:
             )
             if known is not None:
                 return _record(known)
+            state = UploadState.DONE if done else UploadState.WAITING
             row = UploadRow(
                 image_id=image_id, label_id=label_id, tag=tag, path=path, about=dict(about),
-                sop_instance_uid=sop_instance_uid, state=UploadState.WAITING.value, attempts=0,
+                sop_instance_uid=sop_instance_uid, state=state.value, attempts=0,
                 next_try_at=now, last_error=None, created_at=now, changed_at=now,
             )  # fmt: skip
             session.add(row)

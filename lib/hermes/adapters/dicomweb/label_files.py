@@ -49,7 +49,18 @@ def read_label_file(
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, EOFError) as error:
         msg = "Expected a DICOM Segmentation or RT Structure Set, got a damaged file. Export it again."
         raise BadLabelError(msg) from error
-    read = read_segmentations([dataset], source(), structures=structures)
+    return read_label_object(dataset, params, source=source(), structures=structures)
+
+
+def read_label_object(
+    dataset: Any, params: Mapping[str, Any], *, source: SourceSeries, structures: tuple[str, ...]
+) -> tuple[LabelMap, dict[str, Any]]:
+    """The same of a DICOM SEG or RTSTRUCT in memory.
+
+    Raises:
+        BadLabelError: it cannot be read onto the image.
+    """
+    read = read_segmentations([dataset], source, structures=structures)
     if read.refused:
         raise BadLabelError(read.refused[0].reason)
     label = read.label_map()

@@ -161,32 +161,13 @@ class LabelsIn:
             dataset = self._fetch(info)
         except BadLabelError as error:
             return replace(seen, reason=str(error))
-        image = self._image_of(dataset, info, images)
+        image = image_of(dataset, info.study_uid, images, self._files)
         if image is None:
             return replace(seen, reason="It labels no series that this campaign lists.")
         seen = replace(seen, image_id=image.id)
         if _is_prediction_of_ours(dataset):
             return replace(seen, reason="A prediction of Hermes that nobody has corrected: no label.")
         return replace(seen, state=ObjectState.READ)
-
-    def _image_of(self, dataset: Any, info: ObjectInfo, images: Mapping[str, Image]) -> Image | None:
-        """The image that an object labels: of the series that it names, else of the only series of its study."""
-        named = referenced_series(dataset)
-        found = [image for image in images.values() if image.series.uid in named]
-        if not named:
-            found = [image for image in images.values() if image.series.study_uid == info.study_uid]
-            found = found if len({image.series.uid for image in found}) == 1 else []
-        if len(found) < 2:
-            return found[0] if found else None
-        instances = _referenced_instances(dataset)
-
-        def shared(image: Image) -> int:
-            try:
-                return len(instances & {uid for uid, _ in self._files.source(image).planes})
-            except BadImageError:
-                return 0
-
-        return max(found, key=shared)  # of several alike the first, which is the main volume of its series
 
     def _fetch(self, info: ObjectInfo) -> Any:
         folder = Path(tempfile.mkdtemp(dir=_made(self._directory)))
@@ -317,6 +298,30 @@ def _holds(origin: Sequence[str], here: Mapping[str, PacsObject], valid: Sequenc
     """Whether everything that a label version was read from is still there."""
     there = here.keys() | {f"{_SUBMISSION}{label.id}" for label in valid}
     return all(name in there for name in origin)
+
+
+def image_of(dataset: Any, study_uid: str, images: Mapping[str, Image], files: SeriesFiles) -> Image | None:
+    """The image that a label object labels: of the series that it names, else of the only series of its study.
+
+    Raises:
+        PacsError: the series has to be looked at, and the PACS does not answer.
+    """
+    named = referenced_series(dataset)
+    found = [image for image in images.values() if image.series.uid in named]
+    if not named:
+        found = [image for image in images.values() if image.series.study_uid == study_uid]
+        found = found if len({image.series.uid for image in found}) == 1 else []
+    if len(found) < 2:
+        return found[0] if found else None
+    instances = _referenced_instances(dataset)
+
+    def shared(image: Image) -> int:
+        try:
+            return len(instances & {uid for uid, _ in files.source(image).planes})
+        except BadImageError:
+            return 0
+
+    return max(found, key=shared)  # of several alike the first, which is the main volume of its series
 
 
 def _referenced_instances(dataset: Any) -> set[str]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
-from hermes.adapters.dicomweb.label_files import read_label_file
+from hermes.adapters.dicomweb.label_files import read_label_file, read_label_object
+from hermes.adapters.dicomweb.labels_in import image_of
 from hermes.adapters.dicomweb.listing import Listing, PacsIndex
 from hermes.adapters.dicomweb.notes import Notes, Predictions
 from hermes.adapters.dicomweb.series import Image, SeriesFiles, images_of
@@ -28,6 +29,7 @@ from hermes.campaign.records import FINAL, LabelRecord
 from hermes.campaign.uploads import Uploads
 from hermes.errors import BadRequestError, ConflictError, NotFoundError
 from hermes.geometry import Grid
+from hermes.offered import OfferedLabels
 from hermes.records import LabelMap
 from hermes.submission import PRESENT, Submission
 from hermes.transforms.reading import read_label_map
@@ -78,7 +80,6 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         kept = behind.directory / "pacs"
         self._predictions, self._notes = Predictions(kept / "predictions"), Notes(kept / "notes")
         self._saving, self._noting = threading.Lock(), threading.Lock()
-        self._offered: dict[str, str] = {}
         self._name, self._description = "Hermes", "Images on a DICOMweb server"
         self.queued: Callable[[], None] = lambda: None
         """Called when an upload was queued."""
@@ -223,15 +224,63 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
                 self._keep_prediction(image, tag, label, params)
         return image.id
 
-    def _submit(self, image: Image, label: LabelMap, params: Mapping[str, Any], grid: Grid) -> None:
-        offered = params.get("model_version") or self._offered.get(image.id)
+    def take_stored_object(self, dataset: Any, annotator: str | None) -> str | None:
+        """A label object that a viewer has just stored in the PACS becomes the submitted label of its image.
+
+        Args:
+            dataset: a ``pydicom.Dataset`` of a SEG or RTSTRUCT, with pixels.
+            annotator: who stored it; None: who the object says.
+
+        Returns:
+            The id of the image; None where it labels none of this campaign.
+
+        Raises:
+            BadRequestError: it cannot be read, or names structures that the campaign does not label.
+            PacsError: its image is not known well enough, and the PACS does not answer.
+        """
+        behind, uid = self._behind, str(dataset.get("SOPInstanceUID", ""))
+        study = str(dataset.get("StudyInstanceUID", ""))
+        image = image_of(dataset, study, self.images(), behind.files)
+        if image is None:
+            return None
+        who = annotator or str(
+            dataset.get("ContentCreatorName", "") or dataset.get("OperatorsName", "") or ""
+        )
+        params: dict[str, Any] = {"client_id": who or "anonymous"}
+        with self._saving:
+            if any(upload.sop_instance_uid == uid for upload in behind.uploads.all()):
+                return image.id  # stored a second time
+            source = behind.files.source(image)
+            label, params = read_label_object(
+                dataset, params, source=source, structures=behind.intake.structures()
+            )
+            self._submit(image, label, params, source.grid, there_as=uid)
+        # It may have been seen in the PACS, and read as somebody else's, a moment ago.
+        twins = [
+            label_id for label_id, objects in behind.campaign.pacs.label_objects().items() if uid in objects
+        ]
+        behind.campaign.pacs.withdraw(twins)
+        return image.id
+
+    def _submit(
+        self,
+        image: Image,
+        label: LabelMap,
+        params: Mapping[str, Any],
+        grid: Grid,
+        *,
+        there_as: str | None = None,
+    ) -> None:
+        """Take a label in; ``there_as`` is its object where the PACS has it already."""
+        offers = OfferedLabels(self._behind.directory / "offered").of(image.id)
+        offered = params.get("model_version") or (offers[-1].model_version if offers else None)
         if isinstance(offered, str):
             params = {**params, "model_version": offered}
         accepted = self._behind.intake.accept(image.id, label, params, grid)
         self._notes.put(f"label-{accepted.record.id}", accepted.info)
-        self.queue(accepted.record, accepted.submission)
+        self.queue(accepted.record, accepted.submission, there_as=there_as)
 
-    def queue(self, record: LabelRecord, submission: Submission) -> None:
+    def queue(self, record: LabelRecord, submission: Submission, *, there_as: str | None = None) -> None:
         """Send a label version to the PACS, now or when it is up."""
         about = about_label(
             submission,
@@ -241,8 +290,16 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             number=record.number,
             at=record.submitted_at,
         )
-        self._behind.uploads.add(
-            record.image_id, self._reference(self._archived(record)), about, new_uid(), label_id=record.id
+        upload = self._behind.uploads.add(
+            record.image_id,
+            self._reference(self._archived(record)),
+            about,
+            there_as or new_uid(),
+            label_id=record.id,
+            done=there_as is not None,
+        )
+        logger.info(
+            "Label version %d of an image is queued for the PACS as upload %d", record.number, upload.id
         )
         self.queued()
 
@@ -282,10 +339,6 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         )
         self._behind.uploads.add(image.id, self._reference(path), about, new_uid(), tag=tag)
         self.queued()
-
-    def note_inference(self, image_id: str, model_version: str) -> None:
-        """A prediction was shown: what is submitted next for this image is a corrected one."""
-        self._offered[image_id] = model_version
 
     def _reference(self, path: Path) -> str:
         return path.relative_to(self._behind.directory).as_posix()
