@@ -8,12 +8,15 @@ import pytest
 import torch
 from fastapi import HTTPException
 
-from hermes.adapters.infer import members, offered_groups
+from hermes.adapters.infer import members, offered_groups, run_infer
 from hermes.checkpoint import Manifest, save_checkpoint
+from hermes.errors import BadRequestError, NotFoundError
 from hermes.labels.space import published_label_space
 from hermes.model import NetworkConfig, UniversalNetwork, build_network
+from hermes.records import LabelMap
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.reading import read_label_map
+from hermes.transforms.writing import write_label_map
 
 torch.set_num_threads(1)
 # MONAI Label's login imports a module that is gone in Python 3.13, which is not supported.
@@ -162,3 +165,37 @@ def test_a_group_without_structures_of_the_campaign_is_refused(campaign):
     parts, path = campaign(structures="liver,spleen")
     with pytest.raises(HTTPException, match="brain"):
         run(parts.infers()["hermes"], path, structures=["brain"])
+
+
+def test_near_a_label_only_the_box_around_it_is_segmented(campaign, tmp_path):
+    parts, path = campaign(structures="liver,spleen", window_overlap="0")
+    store, task = parts.datastore(str(path.parent)), parts.infers()["hermes"]
+
+    def ask(**params):
+        return run_infer(task, {"image": "case", **params}, store, None)
+
+    with pytest.raises(NotFoundError, match="to have a label"):
+        ask(near=["liver"])
+    drawn = np.zeros((16, 20, 18), np.uint8)
+    drawn[2:4, 3:5, 4:6] = 7
+    file = write_label_map(LabelMap(drawn, store.image("case").grid, {}), tmp_path / "drawn.nii.gz")
+    store.save_label("case", str(file), "final", {"label_info": [{"name": "liver", "idx": 7}]})
+
+    answer = ask(near="liver", margin_mm=10)
+    outside = np.ones(drawn.shape, bool)
+    outside[0:7, 0:9, 0:10] = False  # the box, 10 mm and the voxels of the model at its rim
+    found = read_label_map(answer["file"]).array
+    assert found.any()
+    assert not found[outside].any()
+    assert read_label_map(ask()["file"]).array[outside].any()
+    assert ask(near=["all"], margin_mm=10)["params"]["structures"] == answer["params"]["structures"]
+
+    wrong = (
+        {"near": ["spleen"]},
+        {"near": 3},
+        {"near": "all", "margin_mm": -1},
+        {"near": "all", "margin_mm": "x"},
+    )
+    for params in wrong:
+        with pytest.raises(BadRequestError):
+            ask(**params)
