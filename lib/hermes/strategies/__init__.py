@@ -23,7 +23,11 @@ STRATEGIES: dict[str, Strategy] = {s.name: s for s in _ALL}
 COMPARING = frozenset({"coverage", "core-set", "hybrid", "disagreement"})
 """Strategies that compare images with labelled ones: those need an embedding by the serving version too."""
 
+BLIND = frozenset({"random", "first", "last"})
+"""Strategies that do not ask what the model says of an image."""
+
 __all__ = [
+    "BLIND",
     "COMPARING",
     "NOTHING_YET",
     "STRATEGIES",
