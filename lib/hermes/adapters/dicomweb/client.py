@@ -110,7 +110,7 @@ class PacsClient:
         """The attributes of all instances of a series, without pixels; raises as `series`."""
         with self._failing("was asked for the attributes of a series"):
             found = self._client().retrieve_series_metadata(study_uid, series_uid)
-            return [pydicom.Dataset.from_json(item) for item in found]
+            return [pydicom.Dataset.from_json(item, _no_pixels) for item in found]
 
     def fetch_series(self, study_uid: str, series_uid: str, folder: Path) -> int:
         """Stores every instance of a series as ``0001.dcm``, ... in ``folder``; how many there were.
@@ -230,6 +230,10 @@ class PacsClient:
 
 class StoreRefusedError(BadLabelError):
     """The server will not take the object, however often it is sent."""
+
+
+def _no_pixels(tag: str, vr: str, uri: str) -> None:
+    """What stands for a value that the server keeps elsewhere."""
 
 
 def _refused(status: int, what: str) -> PacsError | BadLabelError:

@@ -11,22 +11,23 @@ import shutil
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pydicom
 
 from hermes.adapters.dicomweb.client import PacsClient
-from hermes.adapters.dicomweb.listing import Listing, ObjectInfo
-from hermes.adapters.dicomweb.series import Image, SeriesFiles
+from hermes.adapters.dicomweb.listing import Listing, ObjectInfo, SeriesInfo
+from hermes.adapters.dicomweb.series import Image, SeriesFiles, images_of
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.pacs_objects import ObjectState, PacsObject
 from hermes.campaign.records import FINAL, LabelRecord
-from hermes.campaign.uploads import UploadState
+from hermes.campaign.uploads import Upload, UploadState
 from hermes.dicom import DicomLabels, Mask, Segment, age_key, read_segmentations, referenced_series
-from hermes.errors import BadImageError, BadLabelError, UnknownStructureError
+from hermes.errors import BadImageError, BadLabelError, HermesError, UnknownStructureError
 from hermes.submission import (
     ABSENT,
     PRESENT,
@@ -90,31 +91,28 @@ class LabelsIn:
         known = self._campaign.pacs.all()
         uploads = self._campaign.uploads.all()
         own = {upload.sop_instance_uid for upload in uploads}
-        images = self._images(listing)
-        touched = self._vanished(listing, known)
-        touched |= self._own_vanished(listing, uploads)
+        self._vanished(listing, known)
+        self._own_vanished(listing, uploads)
         fresh = [info for uid, info in listing.objects.items() if uid not in own and _is_new(info, known)]
         ends = time.monotonic() + BUDGET_S
         done = 0
         for info in fresh:
             if time.monotonic() > ends:
                 break
-            found = self._look(info, images)
-            self._campaign.pacs.put(found)
-            touched |= {found.image_id} if found.image_id else set()
+            self._campaign.pacs.put(self._look(info, listing.series))
             done += 1
         self.waiting = len(fresh) - done
-        for image_id in sorted(touched):
-            if image_id in images:
-                self._rebuild(images[image_id])
-        if touched:
+        plans = self._plans(self._images(listing))
+        for plan in plans:
+            self._rebuild(plan)
+        if plans:
             self._changed()
         return self.waiting > 0
 
     # ---------------------------------------------------------------- deletion
 
-    def _vanished(self, listing: Listing, known: Mapping[str, PacsObject]) -> set[str]:
-        """Notes the foreign objects that are gone; the images that they labelled."""
+    def _vanished(self, listing: Listing, known: Mapping[str, PacsObject]) -> None:
+        """Notes the foreign objects that are gone."""
         gone = [
             found
             for uid, found in known.items()
@@ -122,14 +120,11 @@ class LabelsIn:
             and uid not in listing.objects
             and not self._client.has_instance(found.study_uid, uid)
         ]
-        self._campaign.pacs.gone(found.sop_instance_uid for found in gone)
-        return {found.image_id for found in gone if found.image_id}
+        if gone:
+            self._campaign.pacs.gone(found.sop_instance_uid for found in gone)
 
-    def _own_vanished(self, listing: Listing, uploads: Sequence[Any]) -> set[str]:
-        """Withdraws the labels whose objects of ours are gone; the images that they labelled.
-
-        One that still waits to be stored is not gone.
-        """
+    def _own_vanished(self, listing: Listing, uploads: Sequence[Upload]) -> None:
+        """Withdraws the labels whose objects of ours are gone; one that still waits to be stored is not."""
         valid = {label.id for label in self._campaign.labels(FINAL, latest=False)}
         missing = [
             upload
@@ -138,21 +133,19 @@ class LabelsIn:
             and upload.label_id in valid
             and upload.sop_instance_uid not in listing.objects
         ]
-        images = self._images(listing)
-        touched = set()
+        images = self._images(listing) if missing else {}
         for upload in missing:
             image = images.get(upload.image_id)
-            if image is None:
+            if image is None or upload.label_id is None:
                 continue  # its series is gone or filtered out: the label stays with its image
             if not self._client.has_instance(image.series.study_uid, upload.sop_instance_uid):
                 self._campaign.pacs.withdraw([upload.label_id])
                 self._campaign.log_event("LabelDeletedInPacs", {"image": upload.image_id})
-                touched.add(upload.image_id)
-        return touched
+                self._changed()
 
     # ------------------------------------------------------------------ looking
 
-    def _look(self, info: ObjectInfo, images: Mapping[str, Image]) -> PacsObject:
+    def _look(self, info: ObjectInfo, listed: Mapping[str, SeriesInfo]) -> PacsObject:
         seen = PacsObject(
             info.sop_uid, info.study_uid, info.series_uid, info.kind, info.stamp, None, ObjectState.REFUSED, None,
             time.time(),
@@ -161,7 +154,7 @@ class LabelsIn:
             dataset = self._fetch(info)
         except BadLabelError as error:
             return replace(seen, reason=str(error))
-        image = image_of(dataset, info.study_uid, images, self._files)
+        image = image_of(dataset, info.study_uid, listed, self._files)
         if image is None:
             return replace(seen, reason="It labels no series that this campaign lists.")
         seen = replace(seen, image_id=image.id)
@@ -192,34 +185,39 @@ class LabelsIn:
 
     # ----------------------------------------------------------------- building
 
-    def _rebuild(self, image: Image) -> None:
-        """Make the image's label what its submission and the objects of others say together."""
+    def _plans(self, images: Mapping[str, Image]) -> list[_Plan]:
+        """What has to be done so that every image's label is what its submission and the objects of others say.
+
+        It follows from what is stored, so that what an error kept from being done is done at the next look.
+        """
         origins = self._campaign.pacs.label_objects()
-        valid = [label for label in self._campaign.labels(FINAL, latest=False) if label.image_id == image.id]
-        submitted = [label for label in valid if label.id not in origins]
-        base = submitted[-1] if submitted else None
-        here = {
-            uid: found
-            for uid, found in self._campaign.pacs.all().items()
-            if found.image_id == image.id and found.gone_at is None and found.state is ObjectState.READ
-        }
-        stale = [
-            label for label in valid if label.id in origins and not _holds(origins[label.id], here, valid)
-        ]
-        self._campaign.pacs.withdraw(label.id for label in stale)
-        valid = [label for label in valid if label not in stale]
-        counting = [
-            found for found in here.values() if base is None or found.first_seen_at > base.submitted_at
-        ]
-        if not counting:
+        valid: dict[str, list[LabelRecord]] = defaultdict(list)
+        for label in self._campaign.labels(FINAL, latest=False):
+            valid[label.image_id].append(label)
+        here: dict[str, dict[str, PacsObject]] = defaultdict(dict)
+        for found in self._campaign.pacs.all().values():
+            if found.image_id and found.gone_at is None and found.state is ObjectState.READ:
+                here[found.image_id][found.sop_instance_uid] = found
+        plans = (
+            _plan(image, valid.get(image.id, []), here.get(image.id, {}), origins)
+            for image in images.values()
+        )
+        return [plan for plan in plans if plan is not None]
+
+    def _rebuild(self, plan: _Plan) -> None:
+        self._campaign.pacs.withdraw(plan.stale)
+        if not plan.objects:
             return
-        wanted = sorted(found.sop_instance_uid for found in counting)
-        wanted += [f"{_SUBMISSION}{base.id}"] if base is not None else []
-        if valid and origins.get(valid[-1].id) == tuple(wanted):
+        try:
+            record = self._merge(plan.image, plan.objects, plan.base)
+        except (HermesError, OSError):
+            raise  # the PACS or the disk; next time
+        except Exception as error:
+            logger.exception("A label of the PACS could not be read")
+            self._refuse(plan.objects, f"It could not be read ({type(error).__name__}). The log says more.")
             return
-        record = self._merge(image, counting, base)
         if record is not None:
-            self._campaign.pacs.note_label(record.id, wanted)
+            self._campaign.pacs.note_label(record.id, plan.origin)
 
     def _merge(
         self, image: Image, objects: Sequence[PacsObject], base: LabelRecord | None
@@ -294,23 +292,67 @@ def _is_new(info: ObjectInfo, known: Mapping[str, PacsObject]) -> bool:
     return found is None or found.gone_at is not None or found.stamp != info.stamp
 
 
-def _holds(origin: Sequence[str], here: Mapping[str, PacsObject], valid: Sequence[LabelRecord]) -> bool:
-    """Whether everything that a label version was read from is still there."""
-    there = here.keys() | {f"{_SUBMISSION}{label.id}" for label in valid}
-    return all(name in there for name in origin)
+@dataclass(frozen=True)
+class _Plan:
+    """What has to be done with the label of an image.
+
+    Attributes:
+        image: whose label it is.
+        stale: ids of label versions that were read from what is no longer there.
+        objects: to read a new version from; empty where none is needed.
+        base: the submission that they add to.
+        origin: what the new version is read from, as it is noted.
+    """
+
+    image: Image
+    stale: tuple[int, ...]
+    objects: tuple[PacsObject, ...]
+    base: LabelRecord | None
+    origin: tuple[str, ...]
 
 
-def image_of(dataset: Any, study_uid: str, images: Mapping[str, Image], files: SeriesFiles) -> Image | None:
+def _plan(
+    image: Image,
+    valid: Sequence[LabelRecord],
+    here: Mapping[str, PacsObject],
+    origins: Mapping[int, tuple[str, ...]],
+) -> _Plan | None:
+    """What has to be done with an image's label; None where it is right.
+
+    Args:
+        image: the image.
+        valid: its label versions, the oldest first.
+        here: the objects of others that label it now, by UID.
+        origins: label version -> what it was read from, for those that were read from the PACS.
+    """
+    submitted = [label for label in valid if label.id not in origins]
+    base = submitted[-1] if submitted else None
+    there = here.keys() | {f"{_SUBMISSION}{label.id}" for label in submitted}
+    stale = tuple(label.id for label in valid if not there >= set(origins.get(label.id, ())))
+    left = [label for label in valid if label.id not in stale]
+    counting = [found for found in here.values() if base is None or found.first_seen_at > base.submitted_at]
+    origin = sorted(found.sop_instance_uid for found in counting)
+    origin += [f"{_SUBMISSION}{base.id}"] if base is not None else []
+    done = not counting or (left and origins.get(left[-1].id) == tuple(origin))
+    if done and not stale:
+        return None
+    return _Plan(image, stale, () if done else tuple(counting), base, tuple(origin))
+
+
+def image_of(
+    dataset: Any, study_uid: str, listed: Mapping[str, SeriesInfo], files: SeriesFiles
+) -> Image | None:
     """The image that a label object labels: of the series that it names, else of the only series of its study.
 
     Raises:
         PacsError: the series has to be looked at, and the PACS does not answer.
     """
     named = referenced_series(dataset)
-    found = [image for image in images.values() if image.series.uid in named]
+    series = [info for uid, info in listed.items() if uid in named]
     if not named:
-        found = [image for image in images.values() if image.series.study_uid == study_uid]
-        found = found if len({image.series.uid for image in found}) == 1 else []
+        series = [info for info in listed.values() if info.study_uid == study_uid]
+        series = series if len(series) == 1 else []
+    found = [image for info in series for image in images_of(info, files.inspect(info))]
     if len(found) < 2:
         return found[0] if found else None
     instances = _referenced_instances(dataset)

@@ -240,7 +240,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         """
         behind, uid = self._behind, str(dataset.get("SOPInstanceUID", ""))
         study = str(dataset.get("StudyInstanceUID", ""))
-        image = image_of(dataset, study, self.images(), behind.files)
+        image = image_of(dataset, study, behind.index.current().series, behind.files)
         if image is None:
             return None
         who = annotator or str(
