@@ -64,8 +64,9 @@ class OfferedLabels:
         suffix = file.name[file.name.index(".") :]
         partial = folder / f".{threading.get_ident()}-{os.getpid()}{suffix}"
         shutil.copyfile(file, partial)
-        note = {"file": f"{task}{suffix}", "values": dict(values), "model_version": model_version}
-        partial.replace(folder / note["file"])  # type: ignore[arg-type]
+        name = f"{task}{suffix}"
+        note = {"file": name, "values": dict(values), "model_version": model_version}
+        partial.replace(folder / name)
         partial.write_text(json.dumps(note), encoding="utf-8")
         partial.replace(folder / f"{task}.json")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, bindparam, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from hermes.campaign.models import ImageRow, LabelRow, LeaseRow, ReviewRow, RevisitRow, SkipRow
@@ -20,12 +20,12 @@ _AT_ONCE = 500
 class _Selects:
     """A statement for one image, for several, and for all; built once, since it is run at every offer."""
 
-    def __init__(self, statement: Select[Any], image: Any) -> None:
+    def __init__(self, statement: Any, image: Any) -> None:
         self._all = statement
         self._one = statement.where(image == bindparam("image"))
         self._several = statement.where(image.in_(bindparam("images", expanding=True)))
 
-    def rows(self, session: Session, ids: Sequence[CaseId] | None) -> Iterator[Row[Any]]:
+    def rows(self, session: Session, ids: Sequence[CaseId] | None) -> Iterator[Any]:
         connection = session.connection()
         if ids is None:
             yield from connection.execute(self._all)

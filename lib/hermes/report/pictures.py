@@ -9,7 +9,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +38,7 @@ def holdout_curve(versions: Sequence[VersionRow]) -> str:
         axes.plot(*zip(*refused, strict=True), "x", color=_RED, label="refused")
     axes.set_xlabel("round")
     axes.set_ylabel("mean Dice, hold-out")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return _svg(figure)
 
@@ -65,7 +67,9 @@ def labels_over_time(times: Sequence[float]) -> str:
     if not times:
         return ""
     figure, axes = _figure()
-    axes.step([_date(at) for at in times], range(1, len(times) + 1), where="post", color=_BLUE)
+    days = [float(date2num(_date(at))) for at in times]
+    axes.step(days, list(range(1, len(times) + 1)), where="post", color=_BLUE)
+    axes.xaxis_date()
     axes.set_ylabel("label versions")
     figure.autofmt_xdate()
     return _svg(figure)

@@ -86,7 +86,7 @@ class Holdout:
     ) -> dict[int, Mapping[StructureName, float]]:
         """What was measured of the structures that a label counts for now; a review may have changed which."""
         trained = set(self.workspace.bind(manifest).trained)
-        found = {}
+        found: dict[int, Mapping[StructureName, float]] = {}
         for label in self.labels:
             asked = trained & label.annotated.keys()
             if label.id in cached and asked <= cached[label.id].keys():
