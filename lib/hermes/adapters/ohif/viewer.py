@@ -10,6 +10,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from hermes.adapters.annotators import known_annotator
 from hermes.adapters.errors import answers_errors
 from hermes.labels.catalogue import describe
 from hermes.labels.names import split_protocol
@@ -23,7 +24,7 @@ _USER = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 )
 def viewer(user: User = _USER) -> dict[str, Any]:
     """What the panel in OHIF shows."""
-    return answers_errors(_viewer)(user.username if settings.MONAI_LABEL_AUTH_ENABLE else None)
+    return answers_errors(_viewer)(user.username if settings.MONAI_LABEL_AUTH_ENABLE else known_annotator())
 
 
 def _viewer(login: str | None) -> dict[str, Any]:

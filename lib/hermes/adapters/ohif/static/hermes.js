@@ -397,6 +397,25 @@
     await open(sample.id);
   }
 
+  async function skip() {
+    const field = part('reason');
+    if (!field.value.trim()) {
+      field.hidden = false;
+      field.focus();
+      say('Say why, then click "Skip" again.');
+      return;
+    }
+    await api('/hermes/skip', {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify({ image: imageId(), reason: field.value.trim(), client_id: annotator() }),
+    });
+    state.unsent = false;
+    field.value = '';
+    field.hidden = true;
+    await next();
+  }
+
   async function open(id) {
     const series = id.split('~')[0];
     const query = new URLSearchParams({ SeriesInstanceUID: series, includefield: '0020000D' });
@@ -406,7 +425,7 @@
     if (!study) {
       throw new Error('The PACS does not have the next image any more. Ask again.');
     }
-    state.unsent = false;
+    state.unsent = false; // `next` has asked
     const address = new URLSearchParams({ StudyInstanceUIDs: study, initialSeriesInstanceUID: series, hermesImage: id });
     location.assign(`${MODE}?${address}`);
   }
@@ -464,7 +483,9 @@
   panel.innerHTML = `
     <header><b>Hermes</b><span class="hermes-progress"></span></header>
     <form class="hermes-name"><input type="text" maxlength="80" placeholder="Your name" aria-label="Your name"></form>
-    <div class="hermes-row"><button class="hermes-next" title="Open the image that is best labelled now">Next image</button></div>
+    <div class="hermes-row"><button class="hermes-next" title="Open the image that is best labelled now">Next image</button>
+      <button class="hermes-skip" title="Give this image back, with the reason, and open the next one">Skip</button></div>
+    <input type="text" class="hermes-reason" maxlength="200" placeholder="Why is this image skipped?" aria-label="Reason" hidden>
     <div class="hermes-image">
       <ul aria-label="Structures"></ul>
       <div class="hermes-row"><button class="hermes-segment" title="Let the model draw the ticked structures; all, if none is ticked">Segment</button>
@@ -485,6 +506,7 @@
     part('tools').append(button);
   }
   part('next').addEventListener('click', doing(next));
+  part('skip').addEventListener('click', doing(skip));
   part('segment').addEventListener('click', doing(segment));
   part('submit').addEventListener('click', doing(submit));
   part('name').addEventListener('submit', (event) => {
@@ -545,6 +567,7 @@
     }
     const inViewer = Boolean(displaySet());
     part('image').hidden = !inViewer;
+    part('skip').hidden = !inViewer;
     part('name').hidden = Boolean(annotator());
     part('progress').textContent = `${campaign.images.completed} of ${campaign.images.total} labelled`;
     const { phase, step, steps } = campaign.training;
