@@ -23,7 +23,6 @@ from typing import Any
 from fastapi import APIRouter, BackgroundTasks, HTTPException, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
@@ -106,7 +105,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
     Raises:
         BadRequestError: a form field without a JSON object, a request for an inference on nothing, or for a
-            DICOM SEG of an image that is no DICOM.
+            DICOM SEG as its answer.
         NotFoundError: a session that does not exist.
     """
     for field in ("params", "info"):
@@ -130,10 +129,11 @@ def _check_infer(arguments: Mapping[str, Any]) -> None:
     if session_id and (len(session_id) > 100 or "/" in session_id or not _session(session_id)):
         msg = f"Expected the id of a session, got {session_id[:100]!r}. It may have expired; PUT /session/ makes one."
         raise NotFoundError(msg)
-    if arguments.get("output") == "dicom_seg" and not isinstance(
-        app_instance().datastore(), DICOMWebDatastore
-    ):
-        msg = "Expected images on a DICOMweb server for a DICOM SEG; this campaign's images are files. Ask for 'image'."
+    if arguments.get("output") == "dicom_seg":
+        msg = (
+            "Expected 'output' to be image, json or all: a DICOM SEG is written when a label is stored in a PACS. Ask for "
+            "'image'; the setting pacs_upload_predictions stores kept predictions, too."
+        )
         raise BadRequestError(msg)
 
 

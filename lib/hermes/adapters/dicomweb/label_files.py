@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def read_label_file(
     if not is_dicom(file):
         return read_label_map(file), dict(params)
     try:
-        dataset = pydicom.dcmread(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd values; what is missing is told below
+            dataset = pydicom.dcmread(file)
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, EOFError) as error:
         msg = "Expected a DICOM Segmentation or RT Structure Set, got a damaged file. Export it again."
         raise BadLabelError(msg) from error

@@ -100,6 +100,8 @@ class PacsIndex:
         self.error: str | None = None
         self.on_change: Callable[[Listing], None] = lambda _: None
         """Called in the refreshing thread with every listing that was looked up, before those who wait go on."""
+        self.on_return: Callable[[], None] = lambda: None
+        """Called when the server answers again after it did not."""
 
     def current(self, *, max_age_s: float | None = None, patience_s: float = PATIENCE_S) -> Listing:
         """The listing, not older than ``max_age_s`` unless the server is down or slower than ``patience_s``."""
@@ -124,6 +126,9 @@ class PacsIndex:
     def _refresh(self, ended: threading.Event) -> None:
         try:
             self._look()
+            if self.error is not None:
+                logger.info("The PACS answers again")
+                self.on_return()
             self.error = None
         except PacsError as error:
             if self.error is None:

@@ -112,6 +112,7 @@ class Pacs:
         )
         self._follower = Follower(self._labels.follow)
         self.index.on_change = self._listed
+        self.index.on_return = self._returned
         self.store.queued = self.uploader.wake
         atexit.register(self.stop)
         missing = self.store.queue_missing()
@@ -133,6 +134,10 @@ class Pacs:
         self._inspector.wake()
         if self._follower is not None:
             self._follower.offer(listing)
+
+    def _returned(self) -> None:
+        self._campaign.uploads.retry(failed=False)
+        self.uploader.wake()
 
     def _import(self, image_id: str, submission: Submission, annotator: str) -> LabelRecord:
         path = self._intake.archive.write(image_id, submission)
