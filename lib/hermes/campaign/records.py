@@ -102,7 +102,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """A version of the model: ``path`` is its directory."""
+    """A version of the model: ``path`` is its directory, seen from the campaign's."""
 
     name: str
     parent: str | None

@@ -305,7 +305,8 @@ class _Round:
         save_checkpoint(path, net, replace(manifest, metrics=metrics))
         known = {version.name for version in campaign.versions()}
         campaign.record_version(
-            manifest.version, path=path, parent=manifest.parent if manifest.parent in known else None,
+            manifest.version, path=path.relative_to(workspace.directory).as_posix(),  # a campaign can be moved
+            parent=manifest.parent if manifest.parent in known else None,
             metrics=metrics, state=VersionState.CANDIDATE,
         )  # fmt: skip
         if report.published:
