@@ -32,8 +32,8 @@ def label(number: int, at: float = 0.0) -> LabelRecord:
     return LabelRecord(number, "1.2", "final", number, "p", "0", "anna", at, None, "annotator", {})
 
 
-def seen(uid: str, at: float) -> PacsObject:
-    return PacsObject(uid, "1.1", "1.9", "SEG", "", "1.2", ObjectState.READ, None, at)
+def seen(uid: str, at: float, stamp: str = "t") -> PacsObject:
+    return PacsObject(uid, "1.1", "1.9", "SEG", stamp, "1.2", ObjectState.READ, None, at)
 
 
 # ---------------------------------------------------------------------------------------------- the plan
@@ -50,7 +50,7 @@ def test_an_object_is_read_once() -> None:
     assert ([found.sop_instance_uid for found in plan.objects], plan.base, plan.origin) == (
         ["a"],
         None,
-        ("a",),
+        ("a t",),
     )
     assert _plan(IMAGE, [label(7)], {"a": seen("a", 1.0)}, {7: ("a",)}) is None
 
@@ -60,25 +60,31 @@ def test_what_came_after_a_submission_adds_to_it_and_what_came_before_is_replace
     here = {"old": seen("old", 4.0), "new": seen("new", 6.0)}
     plan = _plan(IMAGE, [submission], here, {})
     assert plan is not None
-    assert (plan.base, plan.origin) == (submission, ("new", "label:1"))
+    assert (plan.base, plan.origin) == (submission, ("new t", "label:1"))
     assert _plan(IMAGE, [submission], {"old": here["old"]}, {}) is None
 
 
 def test_a_deleted_object_takes_its_versions_with_it() -> None:
     merged = label(2)
-    plan = _plan(IMAGE, [label(1, 5.0), merged], {}, {2: ("new", "label:1")})
+    plan = _plan(IMAGE, [label(1, 5.0), merged], {}, {2: ("new t", "label:1")})
     assert plan is not None
     assert (plan.stale, plan.objects) == ((2,), ())
     both = {"a": seen("a", 1.0), "b": seen("b", 2.0)}
-    plan = _plan(IMAGE, [label(3)], {"b": both["b"]}, {3: ("a", "b")})
+    plan = _plan(IMAGE, [label(3)], {"b": both["b"]}, {3: ("a t", "b t")})
     assert plan is not None
-    assert (plan.stale, plan.origin) == ((3,), ("b",))
+    assert (plan.stale, plan.origin) == ((3,), ("b t",))
+
+
+def test_another_content_under_the_same_uid_is_another_object() -> None:
+    plan = _plan(IMAGE, [label(7)], {"a": seen("a", 9.0, "later")}, {7: ("a t",)})
+    assert plan is not None
+    assert (plan.stale, plan.origin) == ((7,), ("a later",))
 
 
 def test_a_withdrawn_submission_takes_what_was_built_on_it() -> None:
-    plan = _plan(IMAGE, [label(2)], {"new": seen("new", 6.0)}, {2: ("new", "label:1")})
+    plan = _plan(IMAGE, [label(2)], {"new": seen("new", 6.0)}, {2: ("new t", "label:1")})
     assert plan is not None
-    assert (plan.stale, plan.base, plan.origin) == ((2,), None, ("new",))
+    assert (plan.stale, plan.base, plan.origin) == ((2,), None, ("new t",))
 
 
 # -------------------------------------------------------------------------------------------- the images

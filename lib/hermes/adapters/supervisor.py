@@ -1,7 +1,7 @@
 """What the server does by itself, beside answering.
 
-It takes over new images, starts training when a round is full, prepares labelled cases ahead of it, and scores the
-pool after a publication.
+It takes over new images, starts training when a round is full, prepares labelled cases ahead of it, scores the pool
+after a publication, and labels waiting images ahead where the settings ask for it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from monailabel.interfaces.datastore import Datastore
 
 from hermes.adapters.images import paths_of
+from hermes.adapters.prelabel import Prelabeller
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.records import RunState
 from hermes.campaign.runs import PROCESS_DIED
@@ -68,9 +69,10 @@ class Supervisor:
         patient_of: Callable[[str], str | None],
         start_training: Callable[[], None],
         is_training: Callable[[], bool],
+        prelabeller: Prelabeller | None = None,
     ) -> None:
         self._workspace, self._datastore, self._scorer = workspace, datastore, scorer
-        self._patient_of = patient_of
+        self._patient_of, self._prelabeller = patient_of, prelabeller
         self._start_training, self._is_training = start_training, is_training
         self._ahead = Ahead(workspace, paths_of(datastore))
         self._tried: frozenset[int] = frozenset()
@@ -107,7 +109,7 @@ class Supervisor:
     def look(self) -> None:
         """Do what is due now."""
         campaign = self._workspace.campaign
-        images = self._datastore.list_images()
+        images = self._images()
         if images != self._synced:  # looked at every second, and mostly nothing has changed
             campaign.sync_images(images, self._patient_of)
             self._synced = images
@@ -127,3 +129,12 @@ class Supervisor:
         for _ in self._scorer.score(images, paths_of(self._datastore), should_stop=self._wake.is_set):
             if self._wake.is_set():
                 return
+        if self._prelabeller is not None:
+            made = sum(1 for _ in self._prelabeller.work(should_stop=self._wake.is_set))
+            if made:
+                logger.info("Labelled %d waiting images ahead", made)
+
+    def _images(self) -> list[str]:
+        """Ids of the images; those of a PACS as they were some seconds ago, since this is asked every second."""
+        known: Callable[[], list[str]] = getattr(self._datastore, "known_images", self._datastore.list_images)
+        return known()

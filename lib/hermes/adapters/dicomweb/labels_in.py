@@ -191,11 +191,14 @@ class LabelsIn:
         It follows from what is stored, so that what an error kept from being done is done at the next look.
         """
         origins = self._campaign.pacs.label_objects()
+        own = {upload.sop_instance_uid for upload in self._campaign.uploads.all()}
         valid: dict[str, list[LabelRecord]] = defaultdict(list)
         for label in self._campaign.labels(FINAL, latest=False):
             valid[label.image_id].append(label)
         here: dict[str, dict[str, PacsObject]] = defaultdict(dict)
         for found in self._campaign.pacs.all().values():
+            if found.sop_instance_uid in own:
+                continue  # a viewer stored it, and it was taken as a submission after it was seen
             if found.image_id and found.gone_at is None and found.state is ObjectState.READ:
                 here[found.image_id][found.sop_instance_uid] = found
         plans = (
@@ -327,16 +330,28 @@ def _plan(
     """
     submitted = [label for label in valid if label.id not in origins]
     base = submitted[-1] if submitted else None
-    there = here.keys() | {f"{_SUBMISSION}{label.id}" for label in submitted}
+    there = {_identity(found) for found in here.values()} | {
+        f"{_SUBMISSION}{label.id}" for label in submitted
+    }
     stale = tuple(label.id for label in valid if not there >= set(origins.get(label.id, ())))
     left = [label for label in valid if label.id not in stale]
     counting = [found for found in here.values() if base is None or found.first_seen_at > base.submitted_at]
-    origin = sorted(found.sop_instance_uid for found in counting)
+    origin = sorted(_identity(found) for found in counting)
     origin += [f"{_SUBMISSION}{base.id}"] if base is not None else []
     done = not counting or (left and origins.get(left[-1].id) == tuple(origin))
     if done and not stale:
         return None
     return _Plan(image, stale, () if done else tuple(counting), base, tuple(origin))
+
+
+def _identity(found: PacsObject) -> str:
+    """An object with its content: the same UID may come back with another one."""
+    return f"{found.sop_instance_uid} {found.stamp}"
+
+
+def is_from(origin: str, sop_instance_uid: str) -> bool:
+    """Whether a part of a label's origin is this object."""
+    return origin.split(" ")[0] == sop_instance_uid
 
 
 def image_of(

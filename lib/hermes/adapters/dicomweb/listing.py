@@ -26,6 +26,7 @@ FULL_AFTER_S = 60.0
 """A list is made anew after this time even where the server says that nothing has changed."""
 PATIENCE_S = 2.0
 """How long an answer waits for a refresh that is under way; then it takes what was known before."""
+_MUCH_OLDER = 3.0
 _SERIES_FIELDS = (
     "NumberOfSeriesRelatedInstances", "PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesDescription",
     "StudyDescription", "StudyDate", "BodyPartExamined",
@@ -93,6 +94,7 @@ class PacsIndex:
         self._lock = threading.Lock()
         self._running: threading.Event | None = None
         self._checked_at = -float("inf")  # monotonic: when a refresh last ended
+        self._took_s = 0.0
         self._full_at = -float("inf")
         self._token: str | None = None
         self._has_token = True
@@ -104,10 +106,16 @@ class PacsIndex:
         """Called when the server answers again after it did not."""
 
     def current(self, *, max_age_s: float | None = None, patience_s: float = PATIENCE_S) -> Listing:
-        """The listing, not older than ``max_age_s`` unless the server is down or slower than ``patience_s``."""
+        """The listing. An older one than ``max_age_s`` is refreshed; who asks waits for that, at most ``patience_s``.
+
+        Where the last look is not much longer ago, nobody waits: on a busy server somebody always refreshes.
+        """
         limit = self.max_age_s if max_age_s is None else max_age_s
         with self._lock:
-            if self._running is None and time.monotonic() - self._checked_at < limit:
+            age = time.monotonic() - self._checked_at
+            if age < max(
+                limit, min(self._took_s, limit * _MUCH_OLDER)
+            ):  # a slow server is not asked all the time
                 return self.listing
             if self._running is None:
                 self._running = threading.Event()
@@ -115,7 +123,8 @@ class PacsIndex:
                     target=self._refresh, args=(self._running,), name="hermes-pacs", daemon=True
                 ).start()
             ended = self._running
-        ended.wait(patience_s)
+        if age >= _MUCH_OLDER * limit:
+            ended.wait(patience_s)
         return self.listing
 
     def expire(self) -> None:
@@ -124,6 +133,7 @@ class PacsIndex:
             self._checked_at = -float("inf")
 
     def _refresh(self, ended: threading.Event) -> None:
+        began = time.monotonic()
         try:
             self._look()
             if self.error is not None:
@@ -140,6 +150,7 @@ class PacsIndex:
         finally:
             with self._lock:
                 self._checked_at = time.monotonic()
+                self._took_s = self._checked_at - began
                 self._running = None
             ended.set()
 

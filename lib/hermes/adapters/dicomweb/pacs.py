@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,7 +88,6 @@ class Pacs:
             self.files,
             image=self.store.require_image,
             directory=workspace.directory,
-            stored=self.index.expire,
         )
         self._inspector = Inspector(campaign, self.files, lambda: self.index.listing)
         self._labels: LabelsIn | None = None
@@ -156,7 +156,7 @@ class Pacs:
         unfinished = [u for u in uploads if u.state not in (UploadState.DONE, UploadState.CANCELLED)]
         objects = list(self._campaign.pacs.all().values())
         return {
-            "url": self.client.access.url,
+            "url": re.sub(r"//[^/@]*@", "//", self.client.access.url),  # without a password in it
             "reachable": self.index.error is None,
             "error": self.index.error,
             "listed_seconds_ago": round(time.time() - listing.made_at, 1) if listing.made_at else None,

@@ -9,6 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 IN_USE_S = 600.0
 """What was used within this time is not removed: somebody may be reading it."""
 _GIVEN_NAME = "image.nii.gz"
+_SIZE = "bytes"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class SeriesFiles:
         with self._lock(image.series):
             if not target.is_file():
                 _write_nifti(folder / "dicom", image.volume, target)
+                (folder / _SIZE).unlink(missing_ok=True)
         return target
 
     def expected_file(self, image: Image) -> Path | None:
@@ -320,10 +323,20 @@ def _last_use(place: Path) -> float:
 
 
 def _size(place: Path) -> int:
+    """Bytes below a folder, added up once and noted in it: a PACS has hundreds of thousands of files."""
+    note = place / _SIZE
+    try:
+        return int(note.read_text())
+    except (FileNotFoundError, ValueError):
+        pass
     total = 0
     for file in place.rglob("*"):
         try:
             total += file.stat().st_size if file.is_file() else 0
         except FileNotFoundError:
             continue
+    with suppress(FileNotFoundError):  # removed meanwhile
+        used = _last_use(place)
+        note.write_text(str(total))
+        os.utime(place, (used, used))  # to be measured is not to be used
     return total

@@ -15,7 +15,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from hermes.adapters.dicomweb.label_files import read_label_file, read_label_object
-from hermes.adapters.dicomweb.labels_in import image_of
+from hermes.adapters.dicomweb.labels_in import image_of, is_from
 from hermes.adapters.dicomweb.listing import Listing, PacsIndex
 from hermes.adapters.dicomweb.notes import Notes, Predictions
 from hermes.adapters.dicomweb.series import Image, SeriesFiles, images_of
@@ -36,6 +36,8 @@ from hermes.transforms.reading import read_label_map
 
 logger = logging.getLogger(__name__)
 
+IDLE_S = 15.0
+"""How old the lists may be while nobody asks but the server itself."""
 _FINAL = DefaultLabelTag.FINAL.value
 _KEPT_BY_THE_STORE = frozenset({"name", "path", "ts", "annotated", "version", "source"})
 
@@ -99,12 +101,13 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         Raises:
             NotFoundError: there is none.
         """
-        image = self.images().get(image_id)
+        index = self._behind.index
+        image = self.images(index.listing).get(image_id)  # what was there a moment ago need not be looked for
         if image is None:
-            self._behind.index.expire()
+            index.expire()
             image = self.images().get(image_id)
         if image is None:
-            count, error = len(self.images()), self._behind.index.error
+            count, error = len(self.images(index.listing)), index.error
             trouble = f" {error}" if error else ""
             msg = (
                 f"Expected the SeriesInstanceUID of one of the {count} images here, got {image_id[:LONGEST_SHOWN]!r}. "
@@ -116,6 +119,11 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
     def list_images(self) -> list[str]:
         """Ids of all images."""
         return list(self.images())
+
+    def known_images(self) -> list[str]:
+        """Ids of all images as they were some seconds ago: what is asked all the time does not keep the PACS busy."""
+        index = self._behind.index
+        return list(self.images(index.current(max_age_s=max(IDLE_S, index.max_age_s))))
 
     def image_path(self, image_id: str) -> Path:
         """What Hermes reads an image from: its DICOM files, in the order and lattice of the series.
@@ -133,7 +141,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
 
     def known_path(self, image_id: str) -> str:
         """The NIfTI file of an image if it is on this disk already; "" where it would have to be made."""
-        image = self.images().get(image_id)
+        image = self.images(self._behind.index.listing).get(image_id)
         path = self._behind.files.expected_file(image) if image is not None else None
         return str(path or "")
 
@@ -177,7 +185,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
 
     def patient_of(self, image_id: str) -> str | None:
         """PatientID and its issuer; the study where the PACS names no patient."""
-        image = self.images().get(image_id)
+        image = self.images(self._behind.index.listing).get(image_id)
         if image is None:
             return None
         series = image.series
@@ -209,14 +217,14 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         image = self.require_image(image_id)
         tag = checked_name(getattr(label_tag, "value", label_tag), "tag")
         grid = self._behind.files.grid(image)
+        label, params = read_label_file(
+            Path(label_filename),
+            label_info,
+            grid=grid,
+            source=lambda: self._behind.files.source(image),
+            structures=self._behind.intake.structures(),
+        )
         with self._saving:
-            label, params = read_label_file(
-                Path(label_filename),
-                label_info,
-                grid=grid,
-                source=lambda: self._behind.files.source(image),
-                structures=self._behind.intake.structures(),
-            )
             if tag == _FINAL:
                 self._submit(image, label, params, grid)
             else:
@@ -247,18 +255,17 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             dataset.get("ContentCreatorName", "") or dataset.get("OperatorsName", "") or ""
         )
         params: dict[str, Any] = {"client_id": who or "anonymous"}
+        source = behind.files.source(image)
+        label, params = read_label_object(
+            dataset, params, source=source, structures=behind.intake.structures()
+        )
         with self._saving:
             if any(upload.sop_instance_uid == uid for upload in behind.uploads.all()):
                 return image.id  # stored a second time
-            source = behind.files.source(image)
-            label, params = read_label_object(
-                dataset, params, source=source, structures=behind.intake.structures()
-            )
             self._submit(image, label, params, source.grid, there_as=uid)
         # It may have been seen in the PACS, and read as somebody else's, a moment ago.
-        twins = [
-            label_id for label_id, objects in behind.campaign.pacs.label_objects().items() if uid in objects
-        ]
+        origins = behind.campaign.pacs.label_objects()
+        twins = [number for number, origin in origins.items() if any(is_from(part, uid) for part in origin)]
         behind.campaign.pacs.withdraw(twins)
         return image.id
 

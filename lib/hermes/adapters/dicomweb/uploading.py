@@ -77,7 +77,6 @@ class Uploader:
         files: its series.
         image: image id -> where it lies; raises `NotFoundError`.
         directory: that paths in the queue are relative to.
-        stored: called after every object that the PACS has taken.
     """
 
     def __init__(
@@ -88,10 +87,9 @@ class Uploader:
         *,
         image: Callable[[str], Image],
         directory: Path,
-        stored: Callable[[], None],
     ) -> None:
         self._uploads, self._client, self._files = uploads, client, files
-        self._image, self._directory, self._stored = image, directory, stored
+        self._image, self._directory = image, directory
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="hermes-uploads", daemon=True)
 
@@ -142,7 +140,6 @@ class Uploader:
             raise
         else:
             self._uploads.done(upload.id)
-            self._stored()
         return True
 
     def _send(self, upload: Upload) -> None:
