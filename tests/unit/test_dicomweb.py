@@ -52,7 +52,7 @@ def test_an_object_is_read_once() -> None:
         None,
         ("a t",),
     )
-    assert _plan(IMAGE, [label(7)], {"a": seen("a", 1.0)}, {7: ("a",)}) is None
+    assert _plan(IMAGE, [label(7)], {"a": seen("a", 1.0)}, {7: ("a t",)}) is None
 
 
 def test_what_came_after_a_submission_adds_to_it_and_what_came_before_is_replaced() -> None:
