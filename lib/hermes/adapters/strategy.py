@@ -32,8 +32,8 @@ class HermesStrategy(MonaiStrategy):  # type: ignore[misc]
         With ``structures`` (names of the campaign) an image is offered in which they are not annotated yet.
         """
         check_json(dict(request), "params")
-        labelled = self._structures()
         names = names_in(request, "structures") or ()
+        labelled = self._structures() if names else ()
         asked = [match_structure(name, labelled) for name in names if name != EVERYTHING]
         offer = self._queue.offer(self._strategy, datastore.list_images(), annotator_of(request), asked)
         answer = {"id": offer.image_id, "reason": offer.reason, "missing": list(offer.structures)}

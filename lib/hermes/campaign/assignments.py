@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from hermes.campaign import events
 from hermes.campaign.database import Database
 from hermes.campaign.events import note
-from hermes.campaign.models import LeaseRow, RevisitRow, SkipRow
+from hermes.campaign.models import ImageRow, LeaseRow, RevisitRow, SkipRow
 from hermes.campaign.openness import ImageState, Wish
 from hermes.campaign.reading_states import states_of
 from hermes.campaign.records import LeaseRecord, RevisitRecord, SkipRecord
-from hermes.campaign.rows import known_image, upsert
+from hermes.campaign.rows import known_image
 from hermes.errors import BadRequestError
 from hermes.types import CaseId
 
@@ -48,14 +48,13 @@ class Assignments:
         """
         now = self._clock()
         with self._database.write(durable=False) as session:
+            if self._database.may_commit_out_of_order:  # SQLite is locked already
+                session.execute(select(ImageRow.id).where(ImageRow.id == image_id).with_for_update())
             state = states_of(session, [image_id]).get(image_id)
             if state is None or not state.may_take(annotator, wish, now):
                 return None
             if seconds > 0:
-                held = state.leases.get(annotator, 0.0) > now
-                value = {"image_id": image_id, "annotator": annotator, "since": now, "until": now + seconds}
-                change = ["until"] if held else ["since", "until"]
-                upsert(session, LeaseRow, [value], ["image_id", "annotator"], change)
+                _reserve(session, state, annotator, now, now + seconds)
                 note(session, now, events.LEASED, image=image_id, annotator=annotator, until=now + seconds)
             return state
 
@@ -167,6 +166,25 @@ class Assignments:
         """What decides whether images may be offered; of all of them where none are named."""
         with self._database.read() as session:
             return states_of(session, None if image_ids is None else set(image_ids))
+
+
+# Built once: they are run at every offer.
+_MINE = (LeaseRow.image_id == bindparam("image"), LeaseRow.annotator == bindparam("who"))
+_PROLONG = update(LeaseRow).where(*_MINE).values(until=bindparam("to"))
+_BEGIN_ANEW = update(LeaseRow).where(*_MINE).values(since=bindparam("from"), until=bindparam("to"))
+_BEGIN = insert(LeaseRow)
+
+
+def _reserve(session: Session, state: ImageState, annotator: str, now: float, until: float) -> None:
+    connection, before = session.connection(), state.leases.get(annotator)
+    values = {"image": state.image_id, "who": annotator, "to": until}
+    if before is None:
+        value = {"image_id": state.image_id, "annotator": annotator, "since": now, "until": until}
+        connection.execute(_BEGIN, value)
+    elif before > now:
+        connection.execute(_PROLONG, values)
+    else:
+        connection.execute(_BEGIN_ANEW, {**values, "from": now})
 
 
 # ------------------------------------------------- parts of a transaction that others begin

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 
 from hermes.campaign import events
 from hermes.campaign.database import Database
@@ -31,6 +31,14 @@ _OF_IMAGES = frozenset({events.IMAGES_CHANGED, events.IMAGE_QUARANTINED})
 _OF_LEASES = frozenset({events.LEASED, events.RENEWED, events.RELEASED})
 _TO_READ = _OF_LABELS | {events.SKIPPED, events.IMAGE_QUARANTINED}
 """Events after which the image that they name is read again."""
+
+
+_SINCE = (
+    select(EventRow.id, EventRow.kind, EventRow.payload)
+    .where(EventRow.id > bindparam("last"))
+    .order_by(EventRow.id)
+    .limit(MANY + 1)
+)
 
 
 @dataclass(frozen=True)
@@ -72,13 +80,7 @@ class Board:
             self._read_all()
             return
         with self._database.read() as session:
-            after = (
-                select(EventRow.id, EventRow.kind, EventRow.payload)
-                .where(EventRow.id > self._last)
-                .order_by(EventRow.id)
-                .limit(MANY + 1)
-            )
-            found = session.execute(after).all()
+            found = session.connection().execute(_SINCE, {"last": self._last}).all()
             if not found:
                 return
             if len(found) <= MANY and not any(kind == events.IMAGES_CHANGED for _, kind, _ in found):

@@ -30,9 +30,12 @@ ABOUT_LABELS = (LABEL_SUBMITTED, LABEL_WITHDRAWN, LABEL_REVIEWED, IMAGES_CHANGED
 """Events after which training may have something else to learn from."""
 
 
+_INSERT = insert(EventRow)  # built once: it is run at every offer
+
+
 def note(session: Session, now: float, kind: str, **payload: Any) -> None:
     """Notes an event in an open transaction; the payload is JSON and holds no patient's identifiers."""
-    session.execute(insert(EventRow), [{"at": now, "kind": kind, "payload": payload}])
+    session.connection().execute(_INSERT, {"at": now, "kind": kind, "payload": payload})
 
 
 def last_of(session: Session, kinds: Iterable[str]) -> int:

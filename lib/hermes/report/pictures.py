@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
-from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -67,11 +65,10 @@ def labels_over_time(times: Sequence[float]) -> str:
     if not times:
         return ""
     figure, axes = _figure()
-    days = [float(date2num(_date(at))) for at in times]
+    days = [(at - times[0]) / 86_400 for at in times]
     axes.step(days, list(range(1, len(times) + 1)), where="post", color=_BLUE)
-    axes.xaxis_date()
+    axes.set_xlabel("days since the first label")
     axes.set_ylabel("label versions")
-    figure.autofmt_xdate()
     return _svg(figure)
 
 
@@ -107,7 +104,3 @@ def _plain(name: str) -> str:
     """A name as a tick: short, and without what matplotlib takes for formulas."""
     short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
     return short.replace("\\", "\\\\").replace("$", r"\$")
-
-
-def _date(at: float) -> datetime:
-    return datetime.fromtimestamp(at, timezone.utc)
