@@ -30,7 +30,7 @@ from hermes.transforms.preparation import PreparationSpec
 from .images import ORIENTATIONS, STRUCTURES, make_image, write
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -177,13 +177,23 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture
-def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A browser window; where HERMES_SCREENSHOTS names a folder, a picture of its end goes there."""
+@pytest.fixture(scope="session")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """One profile for all tests: the viewer's 20 MB of script are read and compiled once."""
     context = browser.new_context(viewport={"width": 1500, "height": 950})
-    opened = context.new_page()
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(window: BrowserContext, site: Site, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A tab of an annotator whom nobody knows yet; its last picture goes to the folder HERMES_SCREENSHOTS."""
+    window.clear_cookies()
+    opened = window.new_page()
+    opened.goto(f"{site.address}/ohif/hermes/hermes.css")  # a page of the same origin that runs no script
+    opened.evaluate("localStorage.clear()")
     yield opened
     folder = os.environ.get("HERMES_SCREENSHOTS")
     if folder:
         opened.screenshot(path=Path(folder) / f"{request.node.name}.png")
-    context.close()
+    opened.close()

@@ -216,7 +216,8 @@ def test_a_segmentation_exported_by_ohif_itself_is_the_submitted_label(site: Sit
     drawn, grid, names = on_screen(page)
     page.evaluate(
         """() => { window.commandsManager.runCommand('storeSegmentation', {
-        segmentationId: window.hermes.segmentation().segmentationId, dataSource: window.extensionManager.getActiveDataSource()[0] }) }"""
+        segmentationId: window.hermes.segmentation().segmentationId,
+        dataSource: window.extensionManager.getActiveDataSource()[0] }) }"""
     )
     save = page.locator("button:has-text('Save')").last
     save.wait_for(timeout=READY_MS)
@@ -268,7 +269,7 @@ def test_next_image_opens_what_the_queue_offers_and_skip_gives_it_back(site: Sit
 def test_the_worklist_finds_a_patient_and_shows_no_other(site: Site, page: Page) -> None:
     page.goto(f"{site.address}/ohif/")
     page.get_by_text("Bands-axial-0").first.wait_for(timeout=READY_MS)
-    page.locator("#filter-patientNameOrId, [id*=patientName]").first.fill("oblique")
+    page.locator("#root input[type=text]").first.fill("oblique")
     page.get_by_text("Bands-axial-0").first.wait_for(state="detached", timeout=READY_MS)
     assert page.get_by_text("Bands-oblique-0").count() > 0
     open_viewer(page, site.viewer("oblique"))

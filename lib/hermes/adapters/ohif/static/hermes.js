@@ -440,6 +440,13 @@
       }
     }
     state.tool = tool;
+    sizeBrushes();
+  }
+
+  function sizeBrushes() {
+    const value = Number(part('size').querySelector('input').value);
+    part('size').querySelector('output').textContent = `${value} mm`;
+    window.commandsManager.runCommand('setBrushSize', { value, toolNames: [] });
   }
 
   async function choose(name) {
@@ -491,6 +498,7 @@
       <div class="hermes-row"><button class="hermes-segment" title="Let the model draw the ticked structures; all, if none is ticked">Segment</button>
         <button class="hermes-main hermes-submit" title="Send what is drawn as the label of this image">Submit label</button></div>
       <div class="hermes-row hermes-tools"></div>
+      <label class="hermes-size" title="Radius of the brushes in mm">size <input type="range" min="1" max="50" value="10"><output>10 mm</output></label>
     </div>
     <div class="hermes-model"></div>
     <div role="status"></div>`;
@@ -506,6 +514,7 @@
     part('tools').append(button);
   }
   part('next').addEventListener('click', doing(next));
+  part('size').querySelector('input').addEventListener('input', sizeBrushes);
   part('skip').addEventListener('click', doing(skip));
   part('segment').addEventListener('click', doing(segment));
   part('submit').addEventListener('click', doing(submit));
@@ -631,12 +640,65 @@
     button.dataset.hermes = 'connected';
     document.getElementById('monailabelServerURL').value = `${location.origin}/`;
     button.click();
+    setTimeout(paint, 2000); // it colours the segments by its own table a second after it has connected
+  }
+
+  const EXPORTS = new Set(['storeSegmentation', 'generateSegmentation', 'downloadSegmentation', 'downloadRTSS']);
+
+  /** Repairs two of the viewer's commands.
+   *
+   * Its export to DICOM SEG sorts the images by falling position but not the labelmap's slices, so that a segmentation
+   * of a series that is stored the other way round is written upside down; slices in that order come out right.
+   * MONAI Label's panel would replace the campaign's segmentation by one with numbers and colours of its own.
+   */
+  function mendCommands() {
+    const manager = window.commandsManager;
+    if (!manager || manager.mendedByHermes) {
+      return;
+    }
+    manager.mendedByHermes = true;
+    const run = manager.runCommand.bind(manager);
+    manager.runCommand = (name, options = {}, context = undefined) => {
+      const id = options.segmentations?.[0]?.segmentationId;
+      if (name === 'loadSegmentationsForViewport' && id === SEGMENTATION && services().segmentationService.getSegmentation(id)) {
+        return Promise.resolve(id);
+      }
+      return EXPORTS.has(name) ? fallingOrder(options.segmentationId, () => run(name, options, context)) : run(name, options, context);
+    };
+  }
+
+  /** Runs `action` while the slices of the segmentation stand in the order of falling position. */
+  function fallingOrder(id, action) {
+    const labelmap = window.cornerstoneTools.segmentation.state.getSegmentation(id)?.representationData?.Labelmap;
+    if (!labelmap?.imageIds) {
+      return action();
+    }
+    const usual = labelmap.imageIds;
+    const height = (imageId) => {
+      const plane = window.cornerstone.metaData.get('imagePlaneModule', window.cornerstone.cache.getImage(imageId).referencedImageId);
+      return dot([...plane.imagePositionPatient], cross([...plane.rowCosines], [...plane.columnCosines]));
+    };
+    labelmap.imageIds = [...usual].sort((a, b) => height(b) - height(a));
+    const restore = () => { labelmap.imageIds = usual; };
+    let result;
+    try {
+      result = action();
+    } catch (error) {
+      restore();
+      throw error;
+    }
+    if (result?.then) {
+      return result.finally(restore);
+    }
+    restore();
+    return result;
   }
 
   let preparing = false;
 
   async function watch() {
     settle();
+    mendCommands();
     const series = displaySet()?.SeriesInstanceUID;
     if (!state.campaign || !series || preparing || !viewportReady()) {
       return;
