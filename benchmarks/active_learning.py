@@ -166,7 +166,9 @@ def play(split: Split, conf: dict[str, str], given: argparse.Namespace, *, model
     }  # fmt: skip
     from_conf(conf)  # a misspelled setting is told at once
     strategies = tuple(given.strategies.split(","))
-    plan = Plan(strategies, given.seeds, given.budget, given.round, conf=conf)
+    plan = Plan(
+        strategies, given.seeds, given.budget, given.round, first_seed=given.first_seed, conf=conf
+    )
     began, spent = time.monotonic(), time.process_time()
     print(f"{len(split.pool)} images to label, {len(split.test)} measured on", flush=True)
     simulate(
@@ -225,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--strategies", default=",".join(COMPARED))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--budget", type=int, default=12)
     parser.add_argument("--round", type=int, default=4)
     parser.add_argument("--steps", type=int, default=60, help="per round")

@@ -80,6 +80,20 @@ class PoolScorer:
         room = max(0, settings.score_images_per_round - counted)
         return known + self._by_use([i for i in waiting if i not in labelled], version)[:room]
 
+    def in_order(self, images: Collection[CaseId]) -> list[CaseId]:
+        """Images by how soon the campaign's strategy would offer them, as far as the serving version has seen them."""
+        settings, facts = self._workspace.settings, self.facts(self._workspace.versions.serving().name)
+        candidates = [
+            Candidate(
+                i,
+                facts.scores.get(i, {}),
+                measures=facts.measures.get(i, {}),
+                embedding=facts.embeddings.get(i),
+            )
+            for i in images
+        ]
+        return get_strategy(settings.strategy).rank(candidates, seed=settings.seed)
+
     def score(
         self,
         images: Collection[CaseId],

@@ -21,6 +21,7 @@ from hermes.adapters.dicomweb.pacs import Pacs, access_of
 from hermes.adapters.images import paths_of
 from hermes.adapters.infer import HermesInferTask, offered_groups
 from hermes.adapters.patients import Patients
+from hermes.adapters.prelabel import Prelabeller
 from hermes.adapters.requests import annotator_of, round_options
 from hermes.adapters.scoring import AgreementScoring, UncertaintyScoring
 from hermes.adapters.strategy import HermesStrategy
@@ -209,6 +210,7 @@ class Parts:
             patient_of=self.patient_of,
             start_training=_start_training,
             is_training=training_guard.is_training,
+            prelabeller=Prelabeller(self.workspace, self.resident, datastore, self.scorer),
         )
         self.resident.predictor()  # a damaged model ends the start, with the reason
         self.supervisor.start()

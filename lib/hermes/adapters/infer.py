@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,24 @@ logger = logging.getLogger(__name__)
 class HermesInferTask(InferTask):  # type: ignore[misc]
     """Segments the campaign's structures, or those of one body region, with the resident network."""
 
-    def __init__(self, workspace: Workspace, resident: ResidentModel, group: str | None = None) -> None:
-        """Offer all structures of the campaign, or those of ``group``; any can be asked for by name."""
+    def __init__(
+        self,
+        workspace: Workspace,
+        resident: ResidentModel,
+        group: str | None = None,
+        *,
+        background: Callable[[], bool] | None = None,
+    ) -> None:
+        """Offer all structures of the campaign, or those of ``group``; any can be asked for by name.
+
+        Args:
+            workspace: the campaign.
+            resident: its network.
+            group: a body region; None: all structures.
+            background: when given, no client waits: inferences give way to others, and end when it says so.
+        """
         self._workspace, self._resident, self._group = workspace, resident, group
+        self._background, self._should_stop = background is not None, background or client_has_left
         self._offers = OfferedLabels(workspace.directory / "offered")
         labels = self._offer()
         what = "any subset of the campaign's structures" if group is None else group
@@ -102,7 +117,12 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
     ) -> Prediction:
         if rows:
             return self._resident.predictor().predict(
-                path, rows, modality=modality, region=region, should_stop=client_has_left
+                path,
+                rows,
+                modality=modality,
+                region=region,
+                background=self._background,
+                should_stop=self._should_stop,
             )
         # A campaign of new structures before its first training: the honest answer is an empty label map.
         volume = read_volume(path, modality=modality)
