@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def missing_parts() -> str | None:
     """What keeps these tests from running here."""
     if CHROMIUM is None:
         return "Chromium is not installed. `make parts` installs it."
+    if find_spec("playwright") is None:
+        return "Playwright is not installed. `make install` installs it."
     return pacs.how_to_install()
 
 
@@ -180,7 +183,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def window(browser: Browser) -> Iterator[BrowserContext]:
     """One profile for all tests: the viewer's 20 MB of script are read and compiled once."""
-    context = browser.new_context(viewport={"width": 1500, "height": 950})
+    context = browser.new_context(viewport={"width": 1200, "height": 760})
     yield context
     context.close()
 
