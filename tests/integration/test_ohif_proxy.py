@@ -70,7 +70,15 @@ def patients(answer: requests.Response) -> list[str]:
     [
         ({}, ["PhantomAbdomenCT_0001", "PhantomAbdomenCT_0002"]),
         ({"00100020": "PhantomAbdomenCT_0002"}, ["PhantomAbdomenCT_0002"]),
-        ({"PatientName": "*ct_0001*", "limit": "101", "fuzzymatching": "true"}, ["PhantomAbdomenCT_0001"]),
+        (
+            {
+                "PatientName": "*ct_0001*",
+                "limit": "101",
+                "fuzzymatching": "true",
+                "includefield": "00081030,00080060",
+            },
+            ["PhantomAbdomenCT_0001"],
+        ),
         ({"PatientID": "nobody"}, []),
     ],
     ids=["all", "patient", "wildcard", "none"],

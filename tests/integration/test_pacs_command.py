@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from hermes import pacs
+from hermes import pacs, serve
 from hermes.errors import PacsError
 from hermes.phantoms import make_case
 from hermes.phantoms.dicom import series_uid, write_dicom_series
@@ -100,3 +100,11 @@ def test_the_command_starts_it_in_the_background_and_stops_it(tmp_path: Path) ->
     assert stopped.stdout == "The PACS is stopped.\n"
     assert pacs.running_in(tmp_path) is None
     assert pacs.stop_in_background(tmp_path) is False
+
+
+def test_serving_the_pacs_that_does_not_run_says_how_to_start_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve, "CAMPAIGNS", tmp_path)
+    assert serve.main(["--studies", "pacs", "--port", str(pacs.free_port())]) == 2
+    assert "make pacs" in capsys.readouterr().err

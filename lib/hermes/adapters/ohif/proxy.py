@@ -182,7 +182,7 @@ def _authorization(address: str) -> dict[str, str]:
     import google.auth.transport.requests
 
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-    credentials.refresh(google.auth.transport.requests.Request())
+    credentials.refresh(google.auth.transport.requests.Request())  # type: ignore[no-untyped-call]
     return {"authorization": f"Bearer {credentials.token}"}
 
 

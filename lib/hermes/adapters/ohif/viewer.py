@@ -31,7 +31,7 @@ def _viewer(login: str | None) -> dict[str, Any]:
     instance = app_instance()
     info = instance.info()
     models = {name: about for name, about in info["models"].items() if about["type"] == "segmentation"}
-    stats = next(iter(info["train_stats"].values()), {})
+    stats: dict[str, Any] = next(iter(info["train_stats"].values()), {})
     return {
         "login": login,
         "structures": palette(next(iter(models.values()))["labels"] if models else info["labels"]),
