@@ -359,7 +359,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "distil",
         "1",
-        "Weight of the loss that keeps what the serving model says of structures that no label of a round teaches, 0 to 100.",
+        "Weight of the loss that keeps what the serving model says of structures not annotated in a case, 0 to 100.",
         _number(0, 100),
     ),
     Setting(

@@ -431,7 +431,7 @@ def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) ->
     campaign.run(distil=0.0)
     workspace.rollback("base")
     campaign.run(distil=0.5)
-    # Row 0 has labels of its own, "my organ" is what nobody has learned yet.
+    # Row 0 is annotated in every case, "my organ" is what nobody has learned yet.
     assert seen == [(0.0, None, []), (0.5, 2, [1])]
 
 

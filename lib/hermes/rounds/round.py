@@ -96,6 +96,12 @@ class _Start:
     cases: list[TrainingCase]
     skipped: list[LeftOut]
 
+    @property
+    def may_be_forgotten(self) -> tuple[int, ...]:
+        """Rows of structures that the serving model has learned and that not every case of the round teaches."""
+        learned = {self.bindings.rows[name] for name in self.bindings.trained} & self.manifest.learned_rows
+        return tuple(row for row in sorted(learned) if any(row not in case.annotated for case in self.cases))
+
 
 class _Round:
     """The state of one run, so that the steps of `run` read as a list."""
@@ -211,14 +217,8 @@ class _Round:
         )
 
     def _teacher(self, start: _Start) -> dict[str, Any]:
-        """The serving model and the rows that it answers, where the round wants to learn from it.
-
-        Those that it has learned and that no label of this round teaches: for the others their own labels, replayed,
-        are the better teacher, and the cheaper one (docs/BENCHMARKS.md).
-        """
-        taught = {row for case in start.cases for row in case.annotated}
-        learned = {start.bindings.rows[name] for name in start.bindings.trained} & start.manifest.learned_rows
-        rows = sorted(learned - taught)
+        """The serving model and the rows that it answers, where the round wants to learn from it."""
+        rows = start.may_be_forgotten
         if self._options.distil <= 0 or not rows:
             return {}
         return {"teacher": load_checkpoint(start.serving.directory)[0], "teacher_rows": rows}
