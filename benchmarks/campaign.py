@@ -128,12 +128,13 @@ def measure_offers(campaign: Campaign, names: list[str], calls: int) -> None:
     for strategy in ("uncertainty", "random", "first"):
         queue = Queue(campaign, lease_s=3600, seed=0, serving_version=lambda: "v1")
         first, _ = timed(lambda q=queue, s=strategy: q.offer(get_strategy(s), names, "warm-up"))
-        seconds = []
+        seconds, cpu = [], time.process_time()
         for n in range(300):
             who = ANNOTATORS[n % 8]
             seconds.append(timed(lambda q=queue, s=strategy, w=who: q.offer(get_strategy(s), names, w))[0])
         say(
             f"next sample, in process, {strategy}",
+            cpu_ms=1000 * (time.process_time() - cpu) / len(seconds),
             first_ms=1000 * first,
             p50_ms=percentile(seconds, 0.5),
             p95_ms=percentile(seconds, 0.95),

@@ -259,7 +259,9 @@ class Queue:
     def _keep(self, key: tuple[str, Wish], order: _Order) -> _Order:
         self._orders.pop(key, None)
         while len(self._orders) >= MOST_ORDERS:
-            del self._orders[next(iter(self._orders))]
+            oldest = next(iter(self._orders))
+            del self._orders[oldest]
+            self._coming.pop(oldest, None)
         self._orders[key] = order
         return order
 

@@ -80,7 +80,6 @@ def test_the_story_of_one_image(server: Server, truth: Callable[..., tuple[Path,
     assert (again["id"], again["revisit"]) == (images[0], "too large")
     report = server.get("/hermes/report")
     assert report.headers["content-type"].startswith("text/html")
-    assert "too large" not in report.text or "&" in report.text
     assert "anna" in report.text
 
 
