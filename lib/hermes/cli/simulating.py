@@ -46,7 +46,7 @@ def add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _simulate(given: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from hermes import simulation
     from hermes.serve import APP, parse_conf
@@ -64,12 +64,17 @@ def _simulate(given: argparse.Namespace) -> int:
     )
     split = simulation.split_cases(given.data, given.test_share, structures)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=simulation.campaigns_to_play(plan, given.out))
         rows = simulation.simulate(
-            split, plan, given.out, starter=APP / "starter",
-            progress=lambda what: bar.update(task, description=what, advance=1),
+            split, plan, given.out, starter=APP / "starter", ended=lambda: bar.advance(task),
+            progress=lambda what: bar.update(task, description=what),
         )  # fmt: skip
     shown = [row for row in rows if row.strategy in names]
     title = f"{len(split.pool)} images to label, {len(split.test)} measured on"

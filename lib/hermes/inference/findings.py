@@ -51,7 +51,11 @@ def findings_of(
         voxel_ml: volume of a voxel of the model grid.
         modality: that the image was taken for.
     """
-    columns = {"entropy": result.uncertainty, "presence": result.presence, **_columns(result.presence, sums)}
+    columns: dict[str, NDArray[Any]] = {
+        "entropy": result.uncertainty,
+        "presence": result.presence,
+        **_columns(result.presence, sums),
+    }
     measures = {measure: _named(values, names) for measure, values in columns.items()}
     measures["volume_ml"] = _named(sums.inside_voxels * sums.every * voxel_ml, names)
     measures["entropy"][WHOLE_IMAGE] = result.image_uncertainty

@@ -28,7 +28,8 @@ def project(tokens: NDArray[np.float32], rows: Sequence[int]) -> NDArray[np.floa
     width = tokens.shape[1]
     short = [(_projection(row, width) @ token) for row, token in zip(rows, tokens, strict=True)]
     # Tokens are layer-normalised: sqrt(width) makes them of length one, far from float16's limits.
-    return (np.stack(short) / np.sqrt(width)).astype(np.float16)
+    embeddings: NDArray[np.float16] = (np.stack(short) / np.sqrt(width)).astype(np.float16)
+    return embeddings
 
 
 @lru_cache(maxsize=256)

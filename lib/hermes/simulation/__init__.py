@@ -7,7 +7,7 @@ Only the annotator and HTTP are left out.
 from hermes.simulation.campaign import Player, Progress
 from hermes.simulation.pictures import draw_curves
 from hermes.simulation.plan import Plan, Split, split_cases
-from hermes.simulation.playing import simulate
+from hermes.simulation.playing import campaigns_to_play, simulate
 from hermes.simulation.results import Area, Row, areas_of, read_rows, write_rows
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "Split",
     "areas_of",
+    "campaigns_to_play",
     "draw_curves",
     "read_rows",
     "simulate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from hermes.errors import ConflictError
@@ -19,7 +19,15 @@ logger = logging.getLogger(__name__)
 RESULTS, PLAN = "results.csv", "plan.json"
 
 
-def simulate(split: Split, plan: Plan, out: Path, *, starter: Path, progress: Progress) -> list[Row]:
+def simulate(
+    split: Split,
+    plan: Plan,
+    out: Path,
+    *,
+    starter: Path,
+    progress: Progress,
+    ended: Callable[[], None] = lambda: None,
+) -> list[Row]:
     """Play what has not been played yet; the rows of everything in ``out``, which are in ``results.csv`` there too.
 
     Campaigns of one seed begin alike: where the model knows none of the structures, the labels of the first round are
@@ -31,6 +39,7 @@ def simulate(split: Split, plan: Plan, out: Path, *, starter: Path, progress: Pr
         out: directory for results and the campaigns at work.
         starter: model to begin with, where the settings name none.
         progress: told what is being done.
+        ended: told when a campaign has ended.
 
     Raises:
         BadRequestError: a plan that cannot be played.
@@ -47,6 +56,7 @@ def simulate(split: Split, plan: Plan, out: Path, *, starter: Path, progress: Pr
                 file.parent.mkdir(exist_ok=True)
                 write_rows(file, rows)
                 _collect(out)
+                ended()
         if not plan.keep:
             shutil.rmtree(out / "work" / f"start-{seed}", ignore_errors=True)
     return _collect(out)
