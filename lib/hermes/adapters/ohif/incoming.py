@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
-import mmap
 import re
 import tempfile
 import warnings
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 LABEL_STORAGES = frozenset({SEGMENTATION_STORAGE, LABEL_MAP_STORAGE, STRUCTURE_SET_STORAGE})
 _IN_MEMORY_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 13
 _BOUNDARY = re.compile(r'boundary="?([^";]+)"?', re.IGNORECASE)
 _HEADERS_END = b"\r\n\r\n"
 
@@ -66,55 +67,44 @@ class Spool:
         found = _BOUNDARY.search(content_type)
         if found is None or not content_type.lower().startswith("multipart/related"):
             return []
-        with self._mapped() as body:
-            return [
-                dataset
-                for start, end in _parts(body, b"--" + found.group(1).encode())
-                if (dataset := _label_object(body, start, end)) is not None
-            ]
+        delimiters = list(self._places(b"--" + found.group(1).encode()))
+        pairs = itertools.pairwise(delimiters)
+        return [dataset for start, end in pairs if (dataset := self._label_object(start, end)) is not None]
 
-    def _mapped(self) -> mmap.mmap | _Bytes:
+    def _places(self, delimiter: bytes) -> Iterator[int]:
+        """Where the delimiter stands at the beginning of a line, without holding the body in memory."""
+        line = b"\r\n" + delimiter
         self._file.seek(0)
-        if self.size <= _IN_MEMORY_BYTES:
-            return _Bytes(self._file.read())
-        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        before, begin = b"\r\n", -2  # the first delimiter may have no line before it
+        while chunk := self._file.read(_CHUNK_BYTES):
+            text = before + chunk
+            place = text.find(line)
+            while place >= 0:
+                yield begin + place + 2
+                place = text.find(line, place + 1)
+            kept = min(len(text), len(line) - 1)
+            before, begin = text[len(text) - kept :], begin + len(text) - kept
+
+    def _label_object(self, start: int, end: int) -> Any | None:
+        """The label object between two delimiters; None where there is another object, or none."""
+        self._file.seek(start)
+        head = self._file.read(min(end - start, _HEAD_BYTES))
+        headers_end = head.find(_HEADERS_END)
+        if headers_end < 0 or not any(uid.encode() in head for uid in LABEL_STORAGES):
+            return None  # the file meta information, at the beginning, names the kind
+        begin = start + headers_end + len(_HEADERS_END)
+        self._file.seek(begin)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pydicom warns of every odd value
+                dataset = pydicom.dcmread(io.BytesIO(self._file.read(end - 2 - begin)))
+        except (
+            InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError
+        ) as error:  # fmt: skip
+            logger.info("A stored object looks like a label and cannot be read: %s", type(error).__name__)
+            return None
+        return dataset if str(dataset.get("SOPClassUID", "")) in LABEL_STORAGES else None
 
     def close(self) -> None:
         """Forgets the body."""
         self._file.close()
-
-
-class _Bytes(bytes):
-    """Bytes that can be closed like a mapped file."""
-
-    def __enter__(self) -> _Bytes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is held."""
-
-
-def _parts(body: mmap.mmap | bytes, delimiter: bytes) -> Iterator[tuple[int, int]]:
-    """Beginning and end of the content of each part."""
-    place = body.find(delimiter)
-    while place >= 0:
-        headers_end = body.find(_HEADERS_END, place)
-        following = body.find(b"\r\n" + delimiter, place + len(delimiter))
-        if headers_end < 0 or following < 0:
-            return
-        yield headers_end + len(_HEADERS_END), following
-        place = following + 2
-
-
-def _label_object(body: mmap.mmap | bytes, start: int, end: int) -> Any | None:
-    head = body[start : min(end, start + 4096)]
-    if not any(uid.encode() in head for uid in LABEL_STORAGES):
-        return None  # the file meta information, at the beginning, names the kind
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of every odd value
-            dataset = pydicom.dcmread(io.BytesIO(body[start:end]))
-    except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        logger.info("A stored object looks like a label and cannot be read: %s", type(error).__name__)
-        return None
-    return dataset if str(dataset.get("SOPClassUID", "")) in LABEL_STORAGES else None
