@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
+from dicomweb_client import DICOMwebClient
 from fastapi import HTTPException
 from highdicom.seg import Segmentation
 from pydicom.uid import generate_uid
 
 from hermes.adapters.infer import run_infer
 from hermes.dicom import write_segmentation
+from hermes.dicom.lattice import same_voxels
+from hermes.dicom.structure_set import STRUCTURE_SET_STORAGE
 from hermes.geometry import Grid
 from hermes.pacs import how_to_install, store
 from hermes.phantoms import PhantomCase, make_case
@@ -32,6 +37,8 @@ from tests.integration.test_pacs import Site, masks, site, stored_label, uploade
 __all__ = ["site"]  # the fixture
 
 pytestmark = pytest.mark.skipif(how_to_install() is not None, reason=str(how_to_install()))
+
+REAL = Path(os.environ.get("HERMES_TEST_DATA", str(Path(__file__).resolve().parents[3] / "shared" / "data")))
 
 ORIENTATIONS = {
     "axial": ((0, 1, 2), (False, False, False)),
@@ -289,3 +296,91 @@ def test_an_object_that_a_viewer_stored_is_the_submission(site: Site) -> None:
         stranger = write_segmentation({"liver": drawn}, headers, algorithm_type="MANUAL")
         stranger.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
         assert pacs.store.take_stored_object(stranger, "dora") is None
+
+
+def test_contours_of_others_come_in(site: Site) -> None:
+    first, _ = site.cases
+    header, grid = site.headers(first)[0], read_volume(site.files[first][0].parent).grid
+    contours = {
+        "Liver": [box(grid, 2, (4, 5), (9, 8)), box(grid, 3, (4, 5), (9, 8))],
+        "GTV": [box(grid, 2, (1, 1), (3, 3))],
+    }
+    with site.campaign("one") as (parts, pacs):
+        DICOMwebClient(site.orthanc.dicomweb).store_instances(
+            [structure_set(header, contours)]
+        )  # without preamble
+        wait_until(lambda: pacs.store.get_labeled_images() == [first], "its label")
+        expected = np.zeros(grid.shape, bool)
+        expected[2:4, 5:8, 4:9] = True
+        label = stored_label(parts, first)
+        assert set(label.names.values()) == {"liver"}
+        assert np.array_equal(label.array > 0, expected)
+        assert "GTV" in pacs.state()["not_used"][0]["reason"]
+
+
+def box(grid: Grid, plane: int, low: tuple[int, int], high: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """A contour (n, 3) in mm around the voxels from ``low`` up to, not with, ``high`` (x, y) of a plane."""
+    (x0, y0), (x1, y1) = (np.subtract(low, 0.4), np.subtract(high, 0.6))
+    return grid.to_mm([(x0, y0, plane), (x1, y0, plane), (x1, y1, plane), (x0, y1, plane)])
+
+
+def structure_set(header: pydicom.Dataset, regions: dict[str, list[np.ndarray[Any, Any]]]) -> pydicom.Dataset:
+    """An RT Structure Set as a planning system writes it."""
+    data = pydicom.Dataset()
+    for keyword in (
+        "PatientID",
+        "PatientName",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyInstanceUID",
+        "StudyID",
+    ):
+        setattr(data, keyword, header.get(keyword, ""))
+    data.SOPClassUID, data.SOPInstanceUID = STRUCTURE_SET_STORAGE, generate_uid()
+    data.SeriesInstanceUID, data.Modality, data.StructureSetLabel = generate_uid(), "RTSTRUCT", "plan"
+    data.StructureSetDate, data.StructureSetTime, data.OperatorsName = "20260102", "120000", "Planner"
+    series, study, frame = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    series.SeriesInstanceUID, frame.FrameOfReferenceUID = header.SeriesInstanceUID, header.FrameOfReferenceUID
+    study.RTReferencedSeriesSequence, frame.RTReferencedStudySequence = [series], [study]
+    data.ReferencedFrameOfReferenceSequence = [frame]
+    data.StructureSetROISequence, data.ROIContourSequence = [], []
+    for number, (name, contours) in enumerate(regions.items(), 1):
+        roi, drawing = pydicom.Dataset(), pydicom.Dataset()
+        roi.ROINumber, roi.ROIName, roi.ReferencedFrameOfReferenceUID = (
+            number,
+            name,
+            header.FrameOfReferenceUID,
+        )
+        drawing.ReferencedROINumber, drawing.ContourSequence = number, []
+        for contour in contours:
+            item = pydicom.Dataset()
+            item.ContourGeometricType, item.NumberOfContourPoints = "CLOSED_PLANAR", len(contour)
+            item.ContourData = [f"{value:.8g}" for value in contour.ravel()]
+            drawing.ContourSequence.append(item)
+        data.StructureSetROISequence.append(roi)
+        data.ROIContourSequence.append(drawing)
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta, data.is_little_endian, data.is_implicit_VR = meta, True, False
+    return data
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (REAL / "pet_headneck_qin").is_dir(), reason="no real volumes: set HERMES_TEST_DATA")
+def test_lesions_that_dcmqi_wrote_on_a_real_pet(site: Site) -> None:
+    folder = REAL / "pet_headneck_qin"
+    store(
+        site.orthanc.dicomweb,
+        [*sorted((folder / "dicom_pet").iterdir()), folder / "dicom_seg" / "seg_11_lesions.dcm"],
+    )
+    names = "neoplasm primary,neoplasm secondary"
+    with site.campaign("one", structures=names, pacs_modalities="PT") as (parts, pacs):
+        wait_until(lambda: len(pacs.store.get_labeled_images()) == 1, "the label")
+        label = stored_label(parts, pacs.store.list_images()[0])
+        image = nibabel.load(folder / "lesions.nii.gz")
+        truth = np.asarray(image.dataobj).transpose(2, 1, 0)
+        truth = same_voxels(truth, Grid.from_ras(truth.shape, image.affine), label.grid)
+        assert np.array_equal(label.array == 1, truth == 1)
+        assert np.array_equal(label.array == 2, truth > 1)
+        assert parts.workspace.campaign.labels()[0].annotator == "User2"

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +229,14 @@ def test_a_killed_server_and_a_stopped_pacs_lose_nothing(
     with on_pacs(tiny_model, tmp_path) as place:
         assert place.orthanc is not None
         images = list(place.cases)
+        with ThreadPoolExecutor(len(images)) as pool:  # others are answered while inferences run
+            running = [pool.submit(infer, place, image) for image in images]
+            answered = 0
+            while not all(one.done() for one in running):
+                assert place.info()["name"] == "Hermes"
+                answered += any(not one.done() for one in running)
+            assert all(one.result().ok for one in running)
+            assert answered
         labels = {}
         for image in images:
             answer = requests.get(f"{place.address}/datastore/image", params={"image": image}, timeout=60)
@@ -256,6 +265,12 @@ def test_a_killed_server_and_a_stopped_pacs_lose_nothing(
         place.orthanc.stop()
     with Campaign(tmp_path / "campaign" / "campaign.sqlite") as campaign:
         assert len(campaign.labels(latest=False)) == len(images)
+
+
+def infer(place: Place, image: str) -> requests.Response:
+    return requests.post(
+        f"{place.address}/infer/hermes", params={"image": image, "output": "json"}, timeout=120
+    )
 
 
 def send_label(place: Place, image: str, file: Path) -> requests.Response:

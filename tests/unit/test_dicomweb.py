@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hermes.adapters.dicomweb.client import Access, PacsClient, text_of
+from hermes.adapters.dicomweb.client import Access, PacsClient, _complete, text_of
 from hermes.adapters.dicomweb.following import Follower
 from hermes.adapters.dicomweb.label_files import is_dicom, read_label_file
 from hermes.adapters.dicomweb.labels_in import _plan
@@ -202,6 +202,21 @@ def test_a_server_that_is_not_there_leaves_the_last_list(tmp_path: Path) -> None
     assert "no connection" in str(index.error)
     with pytest.raises(PacsError, match="did not answer"):
         client.series({"Modality": "CT"})
+
+
+@pytest.mark.parametrize(
+    ("stored", "meant"),
+    [
+        (b"\x02\x00\x00\x00UL" + b"x" * 300, b"\0" * 128 + b"DICM\x02\x00\x00\x00UL" + b"x" * 300),
+        (b"\0" * 128 + b"DICM\x02\x00", b"\0" * 128 + b"DICM\x02\x00"),
+        (b"something else", b"something else"),
+    ],
+    ids=["without its preamble", "whole", "no DICOM"],
+)
+def test_an_object_without_its_preamble_becomes_a_file(tmp_path: Path, stored: bytes, meant: bytes) -> None:
+    (tmp_path / "0001.dcm").write_bytes(stored)
+    _complete(tmp_path / "0001.dcm")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [meant]
 
 
 def test_values_of_dicom_json() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ READ_TIMEOUT_S = 60.0
 """Longest silence of the server; a large series may take longer in total."""
 PAGE = 1000
 _CHUNK_BYTES = 1 << 20
+_PREAMBLE, _MAGIC, _META_GROUP = b"\0" * 128, b"DICM", b"\x02\x00"
 _MORE_RESULTS = "299"
 """Code of the warning with which a server says that it has more than it sent."""
 
@@ -149,7 +151,10 @@ class PacsClient:
                 parts = Parts(response.headers.get("Content-Type", ""), folder)
                 for chunk in response.iter_content(_CHUNK_BYTES):
                     parts.feed(chunk)
-                return parts.finish()
+                count = parts.finish()
+        for file in folder.iterdir():
+            _complete(file)
+        return count
 
     # -------------------------------------------------------------------- STOW
 
@@ -160,6 +165,8 @@ class PacsClient:
             PacsError: no answer; trying again may help.
             BadLabelError: the server refuses the object.
         """
+        if not getattr(dataset, "preamble", None):
+            dataset.preamble = _PREAMBLE  # without it servers store, and give back, what is no DICOM file
         with self._failing("was given a label"):
             answer = self._client().store_instances([dataset])
         failed = answer.get("FailedSOPSequence") or ()
@@ -230,6 +237,19 @@ class PacsClient:
 
 class StoreRefusedError(BadLabelError):
     """The server will not take the object, however often it is sent."""
+
+
+def _complete(file: Path) -> None:
+    """Puts the preamble before an object that was stored without: Orthanc gives back what it was given."""
+    with file.open("rb") as stream:
+        head = stream.read(len(_PREAMBLE) + len(_MAGIC))
+        if head.endswith(_MAGIC) or not head.startswith(_META_GROUP):
+            return
+        whole = file.with_suffix(".whole")
+        with whole.open("wb") as target:
+            target.write(_PREAMBLE + _MAGIC + head)
+            shutil.copyfileobj(stream, target)
+    whole.replace(file)
 
 
 def _no_pixels(tag: str, vr: str, uri: str) -> None:
