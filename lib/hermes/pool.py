@@ -45,6 +45,7 @@ class PoolScorer:
     def __init__(self, workspace: Workspace, resident: ResidentModel) -> None:
         self._workspace, self._resident = workspace, resident
         self._spent_s: tuple[str, float] = ("", 0.0)
+        self._complete: tuple[str, int, int, int] | None = None  # when there was nothing to do
 
     def facts(self, version: str) -> PoolFacts:
         """What a version has found, as a `Queue` takes it; embeddings are of the structures that the campaign labels."""
@@ -72,13 +73,18 @@ class PoolScorer:
         if len(done) >= settings.score_images_per_round and not comparing:
             return []  # asked every second: the quick way out
         here, labelled = set(images), campaign.labelled_ids()
+        state = (version, len(done), len(here), len(labelled))
+        if state == self._complete:
+            return []
         waiting = [
             i.id for i in campaign.images() if i.id in here and not i.quarantined_reason and i.id not in done
         ]
         known = sorted(i for i in waiting if i in labelled) if comparing else []
         counted = sum(i not in labelled for i in done) if comparing else len(done)
         room = max(0, settings.score_images_per_round - counted)
-        return known + self._by_use([i for i in waiting if i not in labelled], version)[:room]
+        found = known + self._by_use([i for i in waiting if i not in labelled], version)[:room]
+        self._complete = None if found else state
+        return found
 
     def in_order(self, images: Collection[CaseId]) -> list[CaseId]:
         """Images by how soon the campaign's strategy would offer them, as far as the serving version has seen them."""

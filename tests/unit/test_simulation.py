@@ -24,7 +24,7 @@ from hermes.transforms.writing import write_label_map
 GRID = Grid((24, 24, 24), np.diag([4.0, 4.0, 4.0, 1.0]))
 CONF = {
     "modality": "CT", "device": "cpu", "train_patch_voxels": "32,32,32", "train_batch_size": "1",
-    "train_steps_per_round": "1", "precision": "fp32",
+    "train_steps_per_round": "1", "precision": "fp32", "spacing_mm": "4", "window_overlap": "0",
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_patients_are_on_one_side_and_the_same_one_every_time(data: Path) -> Non
 
 def test_a_campaign_is_played_to_the_end_and_never_again(data: Path, base: Path, tmp_path: Path) -> None:
     split = split_cases(data, 0.3, ("ball", "dot"))
-    plan = Plan(("random", "hybrid"), 1, budget=4, per_round=2, conf={**CONF, "spacing_mm": "4"})
+    plan = Plan(("random", "hybrid"), 1, budget=4, per_round=2, conf=CONF)
     said: list[str] = []
     rows = simulate(split, plan, tmp_path / "out", starter=base, progress=said.append)
     assert {(r.strategy, r.labels) for r in rows} == {(s, n) for s in plan.strategies for n in (2, 4)}
@@ -94,7 +94,7 @@ def test_a_campaign_is_played_to_the_end_and_never_again(data: Path, base: Path,
 
 def test_an_interrupted_simulation_goes_on(data: Path, base: Path, tmp_path: Path) -> None:
     split = split_cases(data, 0.3, ("ball", "dot"))
-    plan = Plan(("random", "first"), 1, budget=3, per_round=2, conf={**CONF, "spacing_mm": "4"})
+    plan = Plan(("random", "first"), 1, budget=3, per_round=2, conf=CONF)
 
     def stop(what: str) -> None:
         if what.startswith("first") and "training" in what:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,8 +130,9 @@ class Player:
         offered = self._predict(pair.image) if self._name not in BLIND else None
         archived = self.workspace.archive.write(offer.image_id, submission)
         label = campaign.record_label(
-            offer.image_id, "final", self.workspace.archive.reference(archived), "0" * 64, ANNOTATOR,
-            submission.annotated, None if offered is None else offered.model_version,
+            offer.image_id, "final", self.workspace.archive.reference(archived),
+            hashlib.sha256(archived.read_bytes()).hexdigest(), ANNOTATOR, submission.annotated,
+            None if offered is None else offered.model_version,
         )  # fmt: skip
         campaign.assignments.release(offer.image_id, ANNOTATOR)
         if offered is not None:
