@@ -294,7 +294,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "strategy",
-        "uncertainty",
+        "foreground",
         f"Which image is offered next: {', '.join(STRATEGY_NAMES)}; measured in docs/active-learning.md.",
         _choice(*STRATEGY_NAMES),
     ),
