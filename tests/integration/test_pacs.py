@@ -186,7 +186,7 @@ def test_a_label_goes_to_the_pacs_and_a_new_server_reads_it_back(site: Site) -> 
     # Another campaign that knows nothing takes the newest of the two, whole.
     with site.campaign("two") as (parts, pacs):
         wait_until(lambda: pacs.store.get_labeled_images() == [first], "the label")
-        assert set(stored_label(parts, first).names.values()) == {"liver"}
+        wait_until(lambda: set(stored_label(parts, first).names.values()) == {"liver"}, "the newest of both")
         assert np.array_equal(stored_label(parts, first).array == 1, masks(label)["liver"])
         record = parts.workspace.campaign.labels()[0]
         assert (record.source, record.annotator) == ("pacs", "anna")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from hermes.adapters.dicomweb.client import Access, PacsClient, _complete, text_of
 from hermes.adapters.dicomweb.following import Follower
 from hermes.adapters.dicomweb.label_files import is_dicom, read_label_file
-from hermes.adapters.dicomweb.labels_in import _plan
 from hermes.adapters.dicomweb.listing import Listing, ObjectInfo, PacsIndex, SeriesInfo, _load, _save
 from hermes.adapters.dicomweb.notes import Notes, Predictions
+from hermes.adapters.dicomweb.plans import plan_of
 from hermes.adapters.dicomweb.series import Image, images_of
 from hermes.campaign.pacs_objects import InspectedSeries, ObjectState, PacsObject
 from hermes.campaign.records import LabelRecord
@@ -40,49 +41,55 @@ def seen(uid: str, at: float, stamp: str = "t") -> PacsObject:
 
 
 def test_nothing_is_to_be_done_where_nothing_is() -> None:
-    assert _plan(IMAGE, [], {}, {}) is None
-    assert _plan(IMAGE, [label(1, 5.0)], {}, {}) is None
+    assert plan_of(IMAGE, [], {}, {}) is None
+    assert plan_of(IMAGE, [label(1, 5.0)], {}, {}) is None
 
 
 def test_an_object_is_read_once() -> None:
-    plan = _plan(IMAGE, [], {"a": seen("a", 1.0)}, {})
+    plan = plan_of(IMAGE, [], {"a": seen("a", 1.0)}, {})
     assert plan is not None
     assert ([found.sop_instance_uid for found in plan.objects], plan.base, plan.origin) == (
         ["a"],
         None,
         ("a t",),
     )
-    assert _plan(IMAGE, [label(7)], {"a": seen("a", 1.0)}, {7: ("a t",)}) is None
+    assert plan_of(IMAGE, [label(7)], {"a": seen("a", 1.0)}, {7: ("a t",)}) is None
 
 
 def test_what_came_after_a_submission_adds_to_it_and_what_came_before_is_replaced() -> None:
     submission = label(1, 5.0)
     here = {"old": seen("old", 4.0), "new": seen("new", 6.0)}
-    plan = _plan(IMAGE, [submission], here, {})
+    plan = plan_of(IMAGE, [submission], here, {})
     assert plan is not None
     assert (plan.base, plan.origin) == (submission, ("new t", "label:1"))
-    assert _plan(IMAGE, [submission], {"old": here["old"]}, {}) is None
+    assert plan_of(IMAGE, [submission], {"old": here["old"]}, {}) is None
 
 
 def test_a_deleted_object_takes_its_versions_with_it() -> None:
     merged = label(2)
-    plan = _plan(IMAGE, [label(1, 5.0), merged], {}, {2: ("new t", "label:1")})
+    plan = plan_of(IMAGE, [label(1, 5.0), merged], {}, {2: ("new t", "label:1")})
     assert plan is not None
     assert (plan.stale, plan.objects) == ((2,), ())
     both = {"a": seen("a", 1.0), "b": seen("b", 2.0)}
-    plan = _plan(IMAGE, [label(3)], {"b": both["b"]}, {3: ("a t", "b t")})
+    plan = plan_of(IMAGE, [label(3)], {"b": both["b"]}, {3: ("a t", "b t")})
     assert plan is not None
     assert (plan.stale, plan.origin) == ((3,), ("b t",))
 
 
 def test_another_content_under_the_same_uid_is_another_object() -> None:
-    plan = _plan(IMAGE, [label(7)], {"a": seen("a", 9.0, "later")}, {7: ("a t",)})
+    plan = plan_of(IMAGE, [label(7)], {"a": seen("a", 9.0, "later")}, {7: ("a t",)})
     assert plan is not None
     assert (plan.stale, plan.origin) == ((7,), ("a later",))
 
 
+def test_what_a_crash_left_without_its_origin_is_read_again() -> None:
+    plan = plan_of(IMAGE, [replace(label(7, 5.0), source="pacs")], {"a": seen("a", 1.0)}, {})
+    assert plan is not None
+    assert (plan.stale, plan.base, plan.origin) == ((7,), None, ("a t",))
+
+
 def test_a_withdrawn_submission_takes_what_was_built_on_it() -> None:
-    plan = _plan(IMAGE, [label(2)], {"new": seen("new", 6.0)}, {2: ("new t", "label:1")})
+    plan = plan_of(IMAGE, [label(2)], {"new": seen("new", 6.0)}, {2: ("new t", "label:1")})
     assert plan is not None
     assert (plan.stale, plan.base, plan.origin) == ((2,), None, ("new t",))
 

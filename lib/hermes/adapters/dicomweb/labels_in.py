@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import pydicom
 
 from hermes.adapters.dicomweb.client import PacsClient
 from hermes.adapters.dicomweb.listing import Listing, ObjectInfo, SeriesInfo
+from hermes.adapters.dicomweb.plans import Plan, plan_of
 from hermes.adapters.dicomweb.series import Image, SeriesFiles, images_of
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.pacs_objects import ObjectState, PacsObject
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 BUDGET_S = 1.0
 """How long one look may take over new objects before their labels are made; what is left comes next."""
-_SUBMISSION = "label:"
 _HERMES = "Hermes"
 
 ImportLabel = Callable[[str, Submission, str], LabelRecord]
@@ -185,7 +185,7 @@ class LabelsIn:
 
     # ----------------------------------------------------------------- building
 
-    def _plans(self, images: Mapping[str, Image]) -> list[_Plan]:
+    def _plans(self, images: Mapping[str, Image]) -> list[Plan]:
         """What has to be done so that every image's label is what its submission and the objects of others say.
 
         It follows from what is stored, so that what an error kept from being done is done at the next look.
@@ -202,13 +202,14 @@ class LabelsIn:
             if found.image_id and found.gone_at is None and found.state is ObjectState.READ:
                 here[found.image_id][found.sop_instance_uid] = found
         plans = (
-            _plan(image, valid.get(image.id, []), here.get(image.id, {}), origins)
+            plan_of(image, valid.get(image.id, []), here.get(image.id, {}), origins)
             for image in images.values()
         )
         return [plan for plan in plans if plan is not None]
 
-    def _rebuild(self, plan: _Plan) -> None:
-        self._campaign.pacs.withdraw(plan.stale)
+    def _rebuild(self, plan: Plan) -> None:
+        if plan.stale:
+            self._campaign.pacs.withdraw(plan.stale)
         if not plan.objects:
             return
         try:
@@ -293,65 +294,6 @@ def _made(directory: Path) -> Path:
 def _is_new(info: ObjectInfo, known: Mapping[str, PacsObject]) -> bool:
     found = known.get(info.sop_uid)
     return found is None or found.gone_at is not None or found.stamp != info.stamp
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What has to be done with the label of an image.
-
-    Attributes:
-        image: whose label it is.
-        stale: ids of label versions that were read from what is no longer there.
-        objects: to read a new version from; empty where none is needed.
-        base: the submission that they add to.
-        origin: what the new version is read from, as it is noted.
-    """
-
-    image: Image
-    stale: tuple[int, ...]
-    objects: tuple[PacsObject, ...]
-    base: LabelRecord | None
-    origin: tuple[str, ...]
-
-
-def _plan(
-    image: Image,
-    valid: Sequence[LabelRecord],
-    here: Mapping[str, PacsObject],
-    origins: Mapping[int, tuple[str, ...]],
-) -> _Plan | None:
-    """What has to be done with an image's label; None where it is right.
-
-    Args:
-        image: the image.
-        valid: its label versions, the oldest first.
-        here: the objects of others that label it now, by UID.
-        origins: label version -> what it was read from, for those that were read from the PACS.
-    """
-    submitted = [label for label in valid if label.id not in origins]
-    base = submitted[-1] if submitted else None
-    there = {_identity(found) for found in here.values()} | {
-        f"{_SUBMISSION}{label.id}" for label in submitted
-    }
-    stale = tuple(label.id for label in valid if not there >= set(origins.get(label.id, ())))
-    left = [label for label in valid if label.id not in stale]
-    counting = [found for found in here.values() if base is None or found.first_seen_at > base.submitted_at]
-    origin = sorted(_identity(found) for found in counting)
-    origin += [f"{_SUBMISSION}{base.id}"] if base is not None else []
-    done = not counting or (left and origins.get(left[-1].id) == tuple(origin))
-    if done and not stale:
-        return None
-    return _Plan(image, stale, () if done else tuple(counting), base, tuple(origin))
-
-
-def _identity(found: PacsObject) -> str:
-    """An object with its content: the same UID may come back with another one."""
-    return f"{found.sop_instance_uid} {found.stamp}"
-
-
-def is_from(origin: str, sop_instance_uid: str) -> bool:
-    """Whether a part of a label's origin is this object."""
-    return origin.split(" ")[0] == sop_instance_uid
 
 
 def image_of(

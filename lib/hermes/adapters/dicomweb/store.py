@@ -1,4 +1,7 @@
-"""The datastore of a campaign whose images lie in a PACS."""
+"""The datastore of a campaign whose images lie in a PACS.
+
+Longer than a module here should be: MONAI Label's interface has thirty methods, and this is the one door to them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from hermes.adapters.dicomweb.label_files import read_label_file, read_label_object
-from hermes.adapters.dicomweb.labels_in import image_of, is_from
+from hermes.adapters.dicomweb.labels_in import image_of
 from hermes.adapters.dicomweb.listing import Listing, PacsIndex
 from hermes.adapters.dicomweb.notes import Notes, Predictions
+from hermes.adapters.dicomweb.plans import is_from
 from hermes.adapters.dicomweb.series import Image, SeriesFiles, images_of
 from hermes.adapters.dicomweb.uploading import about_label, new_uid
 from hermes.adapters.errors import answers_errors
