@@ -108,8 +108,9 @@ def correct(page: Page, case: PhantomCase) -> int:
 def label_one(page: Page, number: int, cases: dict[str, PhantomCase], stages: Stages) -> None:
     """Next image, Segment, correct, Submit."""
     with stages(f"image {number}: next image until the viewer is ready", page):
+        before = page.url
         page.click(".hermes-next")
-        page.wait_for_url("**/monai-label?**", timeout=PATIENCE_S * 1000)
+        page.wait_for_url(lambda url: "monai-label" in url and url != before, timeout=PATIENCE_S * 1000)
         page.wait_for_selector(".hermes[data-state=ready]", timeout=PATIENCE_S * 1000)
         page.wait_for_function("window.hermes.segmentation() && window.hermes.slices()")
     hide = page.get_by_text("Confirm and Hide")

@@ -9,6 +9,7 @@
   'use strict';
 
   const MODE = '/ohif/monai-label';
+  const MODE_OF_SINGLE_IMAGES = '/ohif/segmentation'; // the other one shows volumes only
   const SEGMENTATION = '1'; // the id that MONAI Label's own panel draws into
   const NAME_KEY = 'hermes.annotator';
   const REFRESH_MS = 15000;
@@ -68,13 +69,22 @@
 
   const services = () => window.services;
 
+  /** The layout of the viewports; undefined while the viewer has none. */
+  function viewports() {
+    try {
+      return services()?.viewportGridService?.getState();
+    } catch (error) { // its service has no implementation before the first layout
+      return undefined;
+    }
+  }
+
   function viewportId() {
-    return services()?.viewportGridService?.getState().activeViewportId;
+    return viewports()?.activeViewportId;
   }
 
   /** The image on screen: the display set of the active viewport, or what its segmentation was drawn on. */
   function displaySet() {
-    const grid = services()?.viewportGridService?.getState();
+    const grid = viewports();
     const uid = grid?.viewports.get(grid.activeViewportId)?.displaySetInstanceUIDs?.[0];
     const shown = uid && services().displaySetService.getDisplaySetByUID(uid);
     const source = shown?.referencedDisplaySetInstanceUID;
@@ -136,7 +146,7 @@
   function paint() {
     const colours = new Map(state.campaign.structures.map(({ name, colour }) => [name, [...colour, 255]]));
     for (const one of services().segmentationService.getSegmentations()) {
-      for (const id of services().viewportGridService.getState().viewports.keys()) {
+      for (const id of viewports().viewports.keys()) {
         const shown = services().segmentationService.getSegmentationRepresentations(id, { segmentationId: one.segmentationId });
         if (!shown?.length) {
           continue;
@@ -377,8 +387,17 @@
       + `${completed} of ${total} images are labelled.`, 'good');
   }
 
+  /** Whether voxels would be lost by leaving: making an empty labelmap is a change of it, too. */
+  function isUnsent() {
+    try {
+      return state.unsent && slices(segmentation()).slices.some(({ pixels }) => pixels.some((value) => value > 0));
+    } catch (error) { // nothing is drawn
+      return false;
+    }
+  }
+
   async function next() {
-    if (state.unsent && !state.leaving) {
+    if (isUnsent() && !state.leaving) {
       state.leaving = true;
       throw new Error('What is drawn is not submitted. Click "Next image" again to leave it.');
     }
@@ -418,7 +437,7 @@
 
   async function open(id) {
     const series = id.split('~')[0];
-    const query = new URLSearchParams({ SeriesInstanceUID: series, includefield: '0020000D' });
+    const query = new URLSearchParams({ SeriesInstanceUID: series, includefield: '0020000D,00201209' });
     const answer = await api(`/proxy/dicom/qido/series?${query}`);
     const found = answer.status === 204 ? [] : await answer.json();
     const study = found[0]?.['0020000D']?.Value?.[0];
@@ -427,7 +446,8 @@
     }
     state.unsent = false; // `next` has asked
     const address = new URLSearchParams({ StudyInstanceUIDs: study, initialSeriesInstanceUID: series, hermesImage: id });
-    location.assign(`${MODE}?${address}`);
+    const single = Number(found[0]['00201209']?.Value?.[0]) === 1;
+    location.assign(`${single ? MODE_OF_SINGLE_IMAGES : MODE}?${address}`);
   }
 
   const BRUSHES = [['CircularBrush', 'Brush'], ['CircularEraser', 'Eraser'], ['SphereBrush', '3D brush'], ['WindowLevel', 'Window']];
@@ -781,7 +801,7 @@
     }, REFRESH_MS);
   });
   window.addEventListener('beforeunload', (event) => {
-    if (state.unsent) {
+    if (isUnsent()) {
       event.preventDefault();
     }
   });
