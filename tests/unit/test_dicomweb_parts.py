@@ -16,7 +16,8 @@ CONTENT_TYPE = f'multipart/related; type="application/dicom"; boundary="{BOUNDAR
 
 def message(bodies: list[bytes], *, preamble: bytes = b"") -> bytes:
     parts = b"".join(
-        b"--" + BOUNDARY.encode() + b"\r\nContent-Type: application/dicom\r\n\r\n" + body + b"\r\n" for body in bodies
+        b"--" + BOUNDARY.encode() + b"\r\nContent-Type: application/dicom\r\n\r\n" + body + b"\r\n"
+        for body in bodies
     )
     return preamble + parts + b"--" + BOUNDARY.encode() + b"--\r\n"
 

@@ -108,7 +108,8 @@ def test_unknown_upload(campaign: Campaign) -> None:
 
 def test_one_version_is_withdrawn_and_the_one_before_counts_again(campaign: Campaign) -> None:
     versions = [
-        campaign.record_label("a", "final", f"a/{n}.nii.gz", "0", "anna", {"liver": "present"}) for n in (1, 2)
+        campaign.record_label("a", "final", f"a/{n}.nii.gz", "0", "anna", {"liver": "present"})
+        for n in (1, 2)
     ]
     assert campaign.pacs.withdraw([versions[1].id]) == 1
     assert [label.id for label in campaign.labels()] == [versions[0].id]
