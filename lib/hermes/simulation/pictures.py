@@ -19,7 +19,7 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str = "") -> None:
     from matplotlib import pyplot
 
     found = areas_of(rows)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=(3, 2))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=(3, 2), layout="constrained")
     colours = pyplot.get_cmap("tab10")(np.arange(len(found)) % 10)
     for area, colour in zip(found, colours, strict=True):
         curves = [curve(rows, area.strategy, seed) for seed in area.seeds]
