@@ -424,7 +424,8 @@ def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) ->
     def train(
         net: Any, cases: Any, recipe: Any, *, teacher: Any = None, teacher_rows: Any = (), **more: Any
     ) -> Any:
-        seen.append((recipe.distil_weight, teacher and teacher.config.tasks, list(teacher_rows)))
+        gentle = recipe.learning_rate < Recipe.for_cpu().learning_rate
+        seen.append((recipe.distil_weight, teacher and teacher.config.tasks, list(teacher_rows), gentle))
         return fake(net, cases, recipe, **more)
 
     monkeypatch.setattr(rounds, "train", train)
@@ -432,7 +433,7 @@ def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) ->
     workspace.rollback("base")
     campaign.run(distil=0.5)
     # Row 0 is annotated in every case, "my organ" is what nobody has learned yet.
-    assert seen == [(0.0, None, []), (0.5, 2, [1])]
+    assert seen == [(0.0, None, [], False), (0.5, 2, [1], True)]
 
 
 def test_curves_are_written_where_asked_for(play: Any) -> None:

@@ -16,6 +16,10 @@ NEW, EARLIER = "campaign", "earlier"
 """Datasets of the sampler: cases with new labels, and those that an earlier round has seen."""
 
 
+KEEPING_RATE = 1 / 3
+"""Part of the recipe's learning rate where something may be forgotten; measured in docs/BENCHMARKS.md."""
+
+
 def choose_recipe(
     settings: Settings,
     cases: Sequence[TrainingCase],
@@ -24,6 +28,7 @@ def choose_recipe(
     steps: int | None,
     window: tuple[int, int, int],
     replay: float = 1.0,
+    distil: float = 0.0,
 ) -> Recipe:
     """The recipe of arXiv 2306.02416, scaled to the device, the images and the number of cases.
 
@@ -34,6 +39,8 @@ def choose_recipe(
         steps: asked for; None: as many as the recipe thinks right.
         window: of the version that training starts from; on a CPU patches are not larger.
         replay: how often an earlier case is drawn beside a new one.
+        distil: weight of what the serving model says, where there is something that it could forget; then the round
+            is a gentle one.
     """
     gpu = device.type == "cuda"
     shapes = [case.image.shape for case in cases]
@@ -43,7 +50,8 @@ def choose_recipe(
         recipe,
         batch_size=settings.train_batch_size,
         patch=settings.train_patch_voxels or fit_patch(shapes, largest=128 if gpu else max(window)),
-        learning_rate=settings.learning_rate or recipe.learning_rate,
+        learning_rate=settings.learning_rate or recipe.learning_rate * (KEEPING_RATE if distil > 0 else 1),
+        distil_weight=distil,
         precision=choose_precision(settings.precision, device),
         # The sampler draws a dataset first, so its weight is that of all its cases together.
         dataset_weights={NEW: float(counts[NEW]), EARLIER: replay * counts[EARLIER]}

@@ -159,7 +159,7 @@ class _Round:
             result = train(
                 start.net, start.cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
                 should_stop=self._should_stop, resume=resume, monitor=monitor,
-                row_groups={row: name for name, row in start.bindings.rows.items()}, **self._teacher(start),
+                row_groups={row: name for name, row in start.bindings.rows.items()}, **self._teacher(start, recipe),
             )  # fmt: skip
         self._step = result.steps
         net = _checked(result)
@@ -195,10 +195,8 @@ class _Round:
     def _recipe(self, start: _Start) -> Recipe:
         recipe = choose_recipe(
             self._settings, start.cases, self._device, steps=self._options.steps, window=start.manifest.window,
-            replay=self._options.replay,
+            replay=self._options.replay, distil=self._options.distil if start.may_be_forgotten else 0.0,
         )  # fmt: skip
-        if self._options.distil > 0:
-            recipe = replace(recipe, distil_weight=self._options.distil)
         if self._options.mode == "full":
             return recipe
         annotated = {row for case in start.cases for row in case.annotated}
@@ -216,12 +214,14 @@ class _Round:
             learning_rate=self._settings.learning_rate or priors.learning_rate,
         )
 
-    def _teacher(self, start: _Start) -> dict[str, Any]:
+    def _teacher(self, start: _Start, recipe: Recipe) -> dict[str, Any]:
         """The serving model and the rows that it answers, where the round wants to learn from it."""
-        rows = start.may_be_forgotten
-        if self._options.distil <= 0 or not rows:
+        if recipe.distil_weight <= 0:
             return {}
-        return {"teacher": load_checkpoint(start.serving.directory)[0], "teacher_rows": rows}
+        return {
+            "teacher": load_checkpoint(start.serving.directory)[0],
+            "teacher_rows": start.may_be_forgotten,
+        }
 
     def _key(self, start: _Start, recipe: Recipe, seed: int) -> str:
         """Names everything that the result depends on: a state of another key is not gone on with."""
