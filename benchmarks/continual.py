@@ -35,6 +35,7 @@ from training_recipe import dice
 from hermes.device import choose_precision
 from hermes.model import NetworkConfig, UniversalNetwork, build_network, extend_tasks
 from hermes.phantoms import dataset, make_case
+from hermes.rounds.recipe import KEEPING_RATE
 from hermes.starter import phantom_volume
 from hermes.training.cases import TrainingCase
 from hermes.training.trainer import Recipe, train
@@ -235,7 +236,11 @@ def with_added(
 
 
 def rounds(lines: Lines, given: argparse.Namespace) -> None:
-    """Five rounds of two new cases each with what a campaign does by default: all labels are replayed alike."""
+    """Five rounds of two new cases each with what a campaign does by default.
+
+    All labels are replayed alike, a third of those that the base was trained on among them; the model of the round
+    before answers for what is not annotated in a case; the rate is a third.
+    """
     net, rows, old_cases = base(given)
     old = [one for one in old_cases if int(one.case_id.rsplit("-", 1)[1]) % 1000 < OLD_PER_DATASET]
     before = [one for name in OLD for one in scores(net, name, rows).values()]
@@ -245,8 +250,12 @@ def rounds(lines: Lines, given: argparse.Namespace) -> None:
         data = old + cases(NEW, rows, 2 * number, given.seed, ADDED)
         counts = {name: float(sum(one.dataset == name for one in data)) for name in (*OLD, NEW)}
         how = replace(recipe(1), dataset_weights=counts)
-        how = replace(how, steps=how.steps_for(len(data)))
-        net, cpu = fit(net, data, how, given.seed + number)
+        rate = how.learning_rate * KEEPING_RATE
+        how = replace(how, steps=how.steps_for(len(data)), learning_rate=rate, distil_weight=1.0)
+        learned = range(len(rows) if number > 1 else rows[NEW, ADDED[0]])
+        net, cpu = fit(
+            net, data, how, given.seed + number, teacher=copy.deepcopy(net), teacher_rows=tuple(learned)
+        )
         after = [one for name in OLD for one in scores(net, name, rows).values()]
         found = scores(net, NEW, rows, ADDED)
         lines.add(round=number, new=float(np.mean(list(found.values()))), old=old_dice(net, rows),
