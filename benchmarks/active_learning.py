@@ -166,9 +166,7 @@ def play(split: Split, conf: dict[str, str], given: argparse.Namespace, *, model
     }  # fmt: skip
     from_conf(conf)  # a misspelled setting is told at once
     strategies = tuple(given.strategies.split(","))
-    plan = Plan(
-        strategies, given.seeds, given.budget, given.round, first_seed=given.first_seed, conf=conf
-    )
+    plan = Plan(strategies, given.seeds, given.budget, given.round, first_seed=given.first_seed, conf=conf)
     began, spent = time.monotonic(), time.process_time()
     print(f"{len(split.pool)} images to label, {len(split.test)} measured on", flush=True)
     simulate(

@@ -148,7 +148,7 @@ def test_values_are_read(name: str, text: str, value: Any) -> None:
     ],
 )
 def test_a_bad_value_is_an_error_that_names_setting_and_value(name: str, text: str) -> None:
-    with pytest.raises(BadRequestError, match=f"'{name}': expected (0|a|one|auto|names)[ ,].*, got {text!r}"):
+    with pytest.raises(BadRequestError, match=f"'{name}': expected (0|a|one|auto|names|the name|structures)[ ,].*, got {text!r}"):
         from_conf({name: text})
 
 
