@@ -74,7 +74,11 @@ def test_the_table_and_the_dataclass_have_the_same_names_in_the_same_order() -> 
     [
         ("structures", " liver , left kidney", ("liver", "left kidney")),
         ("pacs_modalities", "ct, MR", ("CT", "MR")),
-        ("pacs_filter", "StudyDate=20240101- & BodyPartExamined=ABDOMEN", "StudyDate=20240101-&BodyPartExamined=ABDOMEN"),
+        (
+            "pacs_filter",
+            "StudyDate=20240101- & BodyPartExamined=ABDOMEN",
+            "StudyDate=20240101-&BodyPartExamined=ABDOMEN",
+        ),
         ("structures", "liver@BCV", ("liver@BCV",)),
         ("labels_per_round", "0", 0),
         ("labels_per_round", " 12 ", 12),
@@ -148,7 +152,10 @@ def test_values_are_read(name: str, text: str, value: Any) -> None:
     ],
 )
 def test_a_bad_value_is_an_error_that_names_setting_and_value(name: str, text: str) -> None:
-    with pytest.raises(BadRequestError, match=f"'{name}': expected (0|a|one|auto|names|the name|structures)[ ,].*, got {text!r}"):
+    with pytest.raises(
+        BadRequestError,
+        match=f"'{name}': expected (0|a|one|auto|names|the name|structures)[ ,].*, got {text!r}",
+    ):
         from_conf({name: text})
 
 
