@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -326,21 +325,9 @@ def server_to_kill(
     studies: Path, conf: dict[str, str], log: Path
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server that is up; killed at the end at the latest."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    text = " ".join(f"{key}={value}" for key, value in conf.items())
-    command = [
-        sys.executable,
-        "-m",
-        "hermes.serve",
-        "--port",
-        str(port),
-        "--studies",
-        str(studies),
-        "--conf",
-        text,
-    ]
+    from hermes.demo import server_command
+
+    command, port = server_command(studies, conf)
     with log.open("ab") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
     address = f"http://127.0.0.1:{port}"

@@ -107,24 +107,20 @@ def _label(path: Path) -> LabelMap:
     return read_label_map(path)
 
 
+def server_command(studies: Path, conf: Mapping[str, str]) -> tuple[list[str], int]:
+    """The command that starts a server on a free port of this machine, and the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    text = " ".join(f"{key}={value}" for key, value in conf.items())
+    options = ["--port", str(port), "--studies", str(studies), "--conf", text]
+    return [sys.executable, "-m", "hermes.serve", *options], port
+
+
 @contextmanager
 def running_server(studies: Path, conf: Mapping[str, str], log: Path) -> Iterator[str]:
     """A server on a free port of this machine; its address. It is ended when the block ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    text = " ".join(f"{key}={value}" for key, value in conf.items())
-    command = [
-        sys.executable,
-        "-m",
-        "hermes.serve",
-        "--port",
-        str(port),
-        "--studies",
-        str(studies),
-        "--conf",
-        text,
-    ]
+    command, port = server_command(studies, conf)
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
         try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.clocks import Clock
 
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.openness import ImageState, OpenRevisit, Wish
@@ -19,18 +20,6 @@ from hermes.strategies import get_strategy
 IMAGES = ["a", "b", "c"]
 FIRST = get_strategy("first")
 ANY_LABEL = Wish()
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -18,19 +18,6 @@ from hermes.campaign.processes import is_alive, process_identity
 from hermes.errors import BadRequestError, BusyError, ConflictError, NotFoundError
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 def campaign(tmp_path: Path, clock: Clock) -> Iterator[Campaign]:
     with Campaign(tmp_path / "campaign.db", clock=clock) as opened:
@@ -351,6 +338,7 @@ WORKER = """
 import sys
 from hermes.campaign import Campaign, Score
 from hermes.campaign.openness import Wish
+from tests.clocks import Clock
 path, name = sys.argv[1:]
 with Campaign(path) as campaign:
     for turn in range(20):

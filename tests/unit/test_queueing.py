@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.clocks import Clock
 
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.records import Score
@@ -11,18 +12,6 @@ from hermes.queueing import UNCERTAINTY_METHOD, Queue
 from hermes.strategies import get_strategy
 
 IMAGES = ["a", "b", "c"]
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

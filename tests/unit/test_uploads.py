@@ -6,23 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.clocks import Clock
 
 from hermes.campaign import Campaign
 from hermes.campaign.uploads import FIRST_DELAY_S, LONGEST_DELAY_S, Upload, UploadState
 from hermes.errors import NotFoundError
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

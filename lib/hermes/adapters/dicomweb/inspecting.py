@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 
+from hermes.adapters.dicomweb.background import Background
 from hermes.adapters.dicomweb.listing import Listing, SeriesInfo
 from hermes.adapters.dicomweb.series import SeriesFiles
 from hermes.campaign.campaign import Campaign
@@ -14,14 +14,12 @@ from hermes.errors import NotFoundError, PacsError
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_S = 1.0
 AGAIN_AFTER_S = 30.0
 """A series that the PACS could not tell about is asked for again after this time."""
-STOP_TIMEOUT_S = 5.0
 
 
-class Inspector:
-    """A thread of the server process. A series with nothing usable is quarantined with the reason.
+class Inspector(Background):
+    """A series with nothing usable is quarantined with the reason.
 
     Args:
         campaign: where images are quarantined.
@@ -33,54 +31,26 @@ class Inspector:
         self._campaign, self._files, self._listing = campaign, files, listing
         self._not_before: dict[str, float] = {}
         self._said: dict[str, str | None] = {}
-        self._wake, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hermes-inspector", daemon=True)
+        super().__init__("hermes-inspector")
 
-    def start(self) -> None:
-        """Begin; ends with the process."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread after the series that it looks at."""
-        self._ended.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_TIMEOUT_S)
-
-    def wake(self) -> None:
-        """Look at once."""
-        self._wake.set()
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._wake.clear()
-            try:
-                self.look()
-            except Exception:  # the thread must outlive a full disk or a locked database
-                logger.exception("The inspector of the PACS met an error and goes on")
-            self._wake.wait(INTERVAL_S)
-
-    def look(self) -> int:
-        """Look at every series that was not looked at as it is now; how many that were."""
-        count = 0
+    def look(self) -> bool:
+        """Look at every series that was not looked at as it is now; what comes meanwhile waits for the next time."""
         for series in self._listing().series.values():
             if self._ended.is_set():
                 break
             if self._files.inspected(series) is None and time.monotonic() >= self._not_before.get(
                 series.uid, 0
             ):
-                count += self._inspect(series)
+                self._inspect(series)
             self._quarantine(series)
-        return count
+        return False
 
-    def _inspect(self, series: SeriesInfo) -> int:
+    def _inspect(self, series: SeriesInfo) -> None:
         try:
             self._files.inspect(series)
         except PacsError as error:
             self._not_before[series.uid] = time.monotonic() + AGAIN_AFTER_S
             logger.info("A series could not be looked at: %s", error)
-            return 0
-        return 1
 
     def _quarantine(self, series: SeriesInfo) -> None:
         """Let the campaign know of a refusal, and of its end: a series may be sent again, whole this time."""

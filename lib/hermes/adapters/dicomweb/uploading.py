@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import pydicom
 
+from hermes.adapters.dicomweb.background import Background
 from hermes.adapters.dicomweb.client import PacsClient, StoreRefusedError
 from hermes.adapters.dicomweb.series import Image, SeriesFiles
 from hermes.campaign.uploads import Upload, Uploads
@@ -22,9 +22,6 @@ from hermes.submission import ABSENT, Submission
 from hermes.transforms.reading import read_label_map
 
 logger = logging.getLogger(__name__)
-
-INTERVAL_S = 1.0
-STOP_TIMEOUT_S = 5.0
 
 
 def about_label(
@@ -68,8 +65,8 @@ def series_uid_of(sop_instance_uid: str) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, sop_instance_uid).int}"
 
 
-class Uploader:
-    """A thread of the server process that empties the queue.
+class Uploader(Background):
+    """Empties the queue.
 
     Args:
         uploads: the queue.
@@ -90,35 +87,13 @@ class Uploader:
     ) -> None:
         self._uploads, self._client, self._files = uploads, client, files
         self._image, self._directory = image, directory
-        self._wake, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hermes-uploads", daemon=True)
+        super().__init__("hermes-uploads")
 
     def start(self) -> None:
         """Begin, with what an earlier server left; ends with the process."""
         self._uploads.resume()
         self._uploads.retry(failed=False)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread; an object that is being sent is sent again by the next server if need be."""
-        self._ended.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_TIMEOUT_S)
-
-    def wake(self) -> None:
-        """Look at once: a label was queued, or the PACS is back."""
-        self._wake.set()
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._wake.clear()
-            try:
-                while not self._ended.is_set() and self.look():
-                    pass
-            except Exception:  # the thread must outlive a full disk or a locked database
-                logger.exception("The upload queue met an error and goes on")
-            self._wake.wait(INTERVAL_S)
+        super().start()
 
     def look(self) -> bool:
         """Try the next upload that is due; whether there was one."""
