@@ -115,7 +115,7 @@ def label_one(page: Page, number: int, cases: dict[str, PhantomCase], stages: St
         page.wait_for_function("window.hermes.segmentation() && window.hermes.slices()")
     hide = page.get_by_text("Confirm and Hide")
     if hide.count():
-        hide.first.click()
+        hide.first.dispatch_event("click")  # a message of the viewer may lie over it
     with stages(f"image {number}: segment", page):
         print(f"            {click(page, 'segment')}")
     with stages(f"image {number}: corrected by a script", page):

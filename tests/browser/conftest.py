@@ -170,7 +170,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             yield Site(address, orthanc, cases, directory)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is there an event loop runs in this thread: asyncio.run fails
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
@@ -180,7 +180,7 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def window(browser: Browser) -> Iterator[BrowserContext]:
     """One profile for all tests: the viewer's 20 MB of script are read and compiled once."""
     context = browser.new_context(viewport={"width": 1200, "height": 760})

@@ -41,7 +41,7 @@ def open_viewer(page: Page, address: str, name: str = "anna") -> None:
     page.wait_for_function("window.hermes.segmentation() && window.hermes.slices()", timeout=READY_MS)
     hide = page.get_by_text("Confirm and Hide")
     if hide.count():
-        hide.first.click()
+        hide.first.dispatch_event("click")  # a message of the viewer may lie over it
     if page.locator(".hermes-name").is_visible():
         page.fill(".hermes-name input", name)
         page.press(".hermes-name input", "Enter")
