@@ -146,6 +146,31 @@ def test_a_rejected_label_trains_nothing_and_goes_back_to_its_annotator_first(ca
     assert campaign.assignments.revisits() == []
 
 
+def test_a_rejection_does_not_bring_back_what_the_label_had_replaced(campaign: Campaign) -> None:
+    q = queue(campaign)
+    first, second = submit(campaign, "b", "anna"), submit(campaign, "b", "anna")
+    campaign.reviews.review(second, ReviewState.REJECTED, reviewer="boss", comment="redo")
+    assert campaign.training_labels() == []
+    assert (q.offer(FIRST, IMAGES, "anna").image_id, campaign.labels_since_last_training()) == ("b", 0)
+    campaign.reviews.review(
+        first, ReviewState.APPROVED, reviewer="boss"
+    )  # somebody looked at it and wants it
+    assert [one.id for one in campaign.training_labels()] == [first]
+
+
+def test_a_rejection_leaves_other_structures_and_other_annotators_alone(campaign: Campaign) -> None:
+    def draw(annotator: str, *structures: str) -> int:
+        drawn = {name: "present" for name in structures}
+        return campaign.record_label("b", "final", "b.nii.gz", "0", annotator, drawn).id
+
+    both, by_ben, liver = draw("anna", "liver", "spleen"), draw("ben", "liver"), draw("anna", "liver")
+    campaign.reviews.review(liver, ReviewState.REJECTED, reviewer="boss", comment="redo")
+    taken = {one.id: set(one.annotated) for one in campaign.training_labels()}
+    assert taken == {both: {"spleen"}, by_ben: {"liver"}}
+    state = campaign.assignments.states()["b"]
+    assert state.labelled == {"anna": {"spleen"}, "ben": {"liver"}}
+
+
 def test_a_word_taken_back_counts_again(campaign: Campaign) -> None:
     label = submit(campaign, "a", "anna")
     campaign.reviews.review(label, ReviewState.REJECTED, reviewer="boss", comment="no")

@@ -11,8 +11,10 @@ from sqlalchemy.orm import Session
 from hermes.campaign.models import ImageRow, LabelRow, LeaseRow, ReviewRow, RevisitRow, SkipRow
 from hermes.campaign.openness import ImageState, OpenRevisit
 from hermes.campaign.records import FINAL, Annotated, ReviewState
+from hermes.campaign.rejections import Rejections
 from hermes.types import CaseId, StructureName
 
+_REJECTED, _APPROVED = ReviewState.REJECTED.value, ReviewState.APPROVED.value
 _AT_ONCE = 500
 """Ids per statement; SQLite takes some thousand."""
 
@@ -35,12 +37,11 @@ class _Selects:
             yield from connection.execute(self._several, {"images": ids})
 
 
-_REJECTED = select(ReviewRow.label_id).where(ReviewRow.state == ReviewState.REJECTED.value)
 _IMAGES = _Selects(select(ImageRow.id, ImageRow.missing_since, ImageRow.quarantined_reason), ImageRow.id)
 _LABELS = _Selects(
-    select(LabelRow.image_id, LabelRow.annotator, LabelRow.annotated).where(
-        LabelRow.tag == FINAL, LabelRow.withdrawn_at.is_(None), LabelRow.id.not_in(_REJECTED)
-    ),
+    select(LabelRow.image_id, LabelRow.annotator, LabelRow.annotated, LabelRow.number, ReviewRow.state)
+    .outerjoin(ReviewRow, ReviewRow.label_id == LabelRow.id)
+    .where(LabelRow.tag == FINAL, LabelRow.withdrawn_at.is_(None)),
     LabelRow.image_id,
 )
 _LEASES = _Selects(select(LeaseRow.image_id, LeaseRow.annotator, LeaseRow.until), LeaseRow.image_id)
@@ -100,12 +101,19 @@ def _states(session: Session, ids: Sequence[CaseId] | None) -> dict[CaseId, Imag
 def _labelled(
     session: Session, ids: Sequence[CaseId] | None
 ) -> tuple[dict[CaseId, dict[str, frozenset[StructureName]]], dict[CaseId, set[StructureName]]]:
-    """Image -> annotator -> what was annotated, and image -> what was drawn, by labels that are not rejected."""
+    """Image -> annotator -> what was annotated, and image -> what was drawn, by labels that a rejection leaves."""
     found: dict[CaseId, dict[str, frozenset[StructureName]]] = {}
     present: dict[CaseId, set[StructureName]] = {}
-    for image, annotator, annotated in _LABELS.rows(session, ids):
+    labels = list(_LABELS.rows(session, ids))
+    rejections = Rejections((*row[:2], row[3], row[2]) for row in labels if row[4] == _REJECTED)
+    for image, annotator, annotated, number, state in labels:
+        if state == _REJECTED:
+            continue
+        names = annotated if state == _APPROVED else rejections.leave(image, annotator, number, annotated)
+        if annotated and not names:
+            continue
         of_image = found.setdefault(image, {})
-        of_image[annotator] = of_image.get(annotator, frozenset()) | frozenset(annotated)
-        drawn = (name for name, state in annotated.items() if state == Annotated.PRESENT.value)
+        of_image[annotator] = of_image.get(annotator, frozenset()) | frozenset(names)
+        drawn = (name for name in names if annotated[name] == Annotated.PRESENT.value)
         present.setdefault(image, set()).update(drawn)
     return found, present

@@ -16,6 +16,7 @@ from hermes.campaign.models import LabelRow, ReviewRow
 from hermes.campaign.openness import Wish
 from hermes.campaign.reading_states import states_of
 from hermes.campaign.records import FINAL, LabelRecord, ReviewRecord, ReviewState
+from hermes.campaign.rejections import Rejections
 from hermes.campaign.rows import upsert
 from hermes.errors import BadRequestError, NotFoundError
 from hermes.types import CaseId, StructureName
@@ -109,7 +110,7 @@ def chosen(labels: Iterable[LabelRecord], reviewed: Mapping[int, str]) -> list[L
     """What training takes: for each structure of an image the latest approved label that annotates it, else the latest.
 
     Labels of one image by several annotators thus complement each other, and never contradict each other. Rejected
-    ones do not count.
+    ones do not count, nor what they had replaced of the same annotator's (unless that was approved).
 
     Args:
         labels: all valid versions.
@@ -119,12 +120,18 @@ def chosen(labels: Iterable[LabelRecord], reviewed: Mapping[int, str]) -> list[L
         The labels by image and number, each with the structures that it is taken for in ``annotated``.
     """
     best: dict[tuple[CaseId, StructureName], tuple[bool, int, LabelRecord]] = {}
-    for label in labels:
-        state = reviewed.get(label.id)
-        if state == ReviewState.REJECTED.value:
+    known = list(labels)
+    rejected = {one.id for one in known if reviewed.get(one.id) == ReviewState.REJECTED.value}
+    rejections = Rejections(
+        (one.image_id, one.annotator, one.number, one.annotated) for one in known if one.id in rejected
+    )
+    for label in known:
+        if label.id in rejected:
             continue
-        for structure in label.annotated:
-            place = (state == ReviewState.APPROVED.value, label.number, label)
+        approved = reviewed.get(label.id) == ReviewState.APPROVED.value
+        left = rejections.leave(label.image_id, label.annotator, label.number, label.annotated)
+        for structure in label.annotated if approved else left:
+            place = (approved, label.number, label)
             key = (label.image_id, structure)
             if key not in best or place[:2] > best[key][:2]:
                 best[key] = place
