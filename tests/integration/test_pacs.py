@@ -129,10 +129,10 @@ def label_of(site: Site, uid: str, names: tuple[str, ...] = STRUCTURES) -> tuple
     }
 
 
-def submit(site: Site, pacs: Pacs, uid: str, names: tuple[str, ...] = STRUCTURES) -> LabelMap:
+def submit(site: Site, pacs: Pacs, uid: str, names: tuple[str, ...] = STRUCTURES, **more: str) -> LabelMap:
     label, params = label_of(site, uid, names)
     file = write_label_map(label, site.root / "label.nii.gz")
-    assert pacs.store.save_label(uid, str(file), "final", params) == uid
+    assert pacs.store.save_label(uid, str(file), "final", params | more) == uid
     return label
 
 
@@ -158,6 +158,20 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def uploaded(pacs: Pacs, count: int) -> bool:
     return bool(pacs.store.status()["pacs"]["uploads"]["done"] == count)
+
+
+def test_labels_after_a_prediction_was_shown_are_semiautomatic_the_second_one_too(site: Site) -> None:
+    first, second = site.cases
+    with site.campaign("one") as (_, pacs):
+        submit(site, pacs, first, model_version="starter")
+        submit(site, pacs, first)  # corrected once more, without a new prediction
+        submit(site, pacs, second)
+        wait_until(lambda: uploaded(pacs, 3), "the uploads")
+    kinds = {
+        image: [data.SegmentSequence[0].SegmentAlgorithmType for data in site.segmentations(image)]
+        for image in (first, second)
+    }
+    assert kinds == {first: ["SEMIAUTOMATIC"] * 2, second: ["MANUAL"]}
 
 
 def test_a_label_goes_to_the_pacs_and_a_new_server_reads_it_back(site: Site) -> None:

@@ -283,13 +283,20 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         there_as: str | None = None,
     ) -> None:
         """Take a label in; ``there_as`` is its object where the PACS has it already."""
-        offers = OfferedLabels(self._behind.directory / "offered").of(image.id)
-        offered = params.get("model_version") or (offers[-1].model_version if offers else None)
+        offered = params.get("model_version") or self._shown(image.id)
         if isinstance(offered, str):
             params = {**params, "model_version": offered}
         accepted = self._behind.intake.accept(image.id, label, params, grid)
         self._notes.put(f"label-{accepted.record.id}", accepted.info)
         self.queue(accepted.record, accepted.submission, there_as=there_as)
+
+    def _shown(self, image_id: str) -> str | None:
+        """The version whose prediction was shown for an image last: before this label, or before an earlier one."""
+        offers = OfferedLabels(self._behind.directory / "offered").of(image_id)
+        if offers:
+            return offers[-1].model_version
+        earlier = [one for one in self._behind.campaign.labels() if one.image_id == image_id]
+        return earlier[-1].model_version if earlier else None
 
     def queue(self, record: LabelRecord, submission: Submission, *, there_as: str | None = None) -> None:
         """Send a label version to the PACS, now or when it is up."""

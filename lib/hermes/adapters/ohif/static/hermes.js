@@ -27,7 +27,7 @@
     absent: new Set(), // names that the annotator has declared absent
     modelVersion: null, // that drew in this image
     unsent: false, // drawn since the last submission
-    leaving: false, // `Next image` was clicked once although something is unsent
+    leaving: false, // `Next image` or `Skip` was clicked once although something is unsent
     busy: false,
     series: null, // SeriesInstanceUID on screen
     drawing: false, // we change voxels ourselves
@@ -396,11 +396,15 @@
     }
   }
 
-  async function next() {
+  function askBeforeLeaving(button) {
     if (isUnsent() && !state.leaving) {
       state.leaving = true;
-      throw new Error('What is drawn is not submitted. Click "Next image" again to leave it.');
+      throw new Error(`What is drawn is not submitted. Click "${button}" again to leave it.`);
     }
+  }
+
+  async function next() {
+    askBeforeLeaving('Next image');
     say('Asking for the next image ...');
     const strategy = encodeURIComponent(state.campaign.strategies[0]);
     const answer = await api(`/activelearning/${strategy}`, {
@@ -424,6 +428,7 @@
       say('Say why, then click "Skip" again.');
       return;
     }
+    askBeforeLeaving('Skip');
     await api('/hermes/skip', {
       method: 'POST',
       headers: { 'Content-Type': 'application/json' },
@@ -495,7 +500,7 @@
         say(error.message, 'error');
       } finally {
         state.busy = false;
-        state.leaving = state.leaving && action === next;
+        state.leaving = state.leaving && (action === next || action === skip);
         render();
       }
     };
@@ -570,7 +575,7 @@
   function row({ name, colour }) {
     const item = document.createElement('li');
     item.dataset.name = name;
-    item.innerHTML = '<input type="checkbox"><i></i><button></button><span></span><label><input type="checkbox">absent</label>';
+    item.innerHTML = '<input type="checkbox"><i></i><button></button><span></span><label><input type="checkbox" class="hermes-absent">absent</label>';
     const [chosen, absent] = item.querySelectorAll('input');
     item.querySelector('i').style.background = `rgb(${colour.join(',')})`;
     const button = item.querySelector('button');
@@ -728,7 +733,12 @@
       try {
         state.series = series;
         state.absent.clear();
+        for (const box of panel.querySelectorAll('.hermes-absent')) {
+          box.checked = false; // it was said of the image before
+        }
         state.modelVersion = null;
+        state.unsent = false;
+        say('');
         await ensureSegmentation();
         listen();
         await connectStockPanel();
@@ -805,6 +815,15 @@
       event.preventDefault();
     }
   });
+
+  // The viewer's own way back to the worklist changes no page, so nothing else would ask.
+  document.addEventListener('click', (event) => {
+    const back = event.target.closest?.('[data-cy="return-to-work-list"]');
+    if (back && isUnsent() && !window.confirm('What is drawn is not submitted. Leave it?')) {
+      event.preventDefault();
+      event.stopPropagation();
+    }
+  }, true);
 
   // For scripts and tests: the labelmap of the image on screen as the server would get it.
   window.hermes = { state, slices: () => slices(segmentation()), segmentation, readNifti, writeNifti };
