@@ -366,3 +366,14 @@ def test_refused_uploads_are_not_kept(server: Any, image: str, tmp_path: Path) -
     with path.open("rb") as stream:
         refused(server.post("/infer/hermes", files={"file": (path.name, stream)}), 422, "Expected")
     assert set(Path(tempfile.gettempdir()).glob("tmp*.nii.gz")) == before
+
+
+def test_pages_of_other_sites_are_not_let_in(server: Any) -> None:
+    import requests
+
+    foreign = {"Origin": "http://elsewhere.example"}
+    assert "access-control-allow-origin" not in server.get("/info/", headers=foreign).headers
+    asked = {**foreign, "Access-Control-Request-Method": "PUT"}
+    answer = requests.options(f"{server.address}/datastore/label", headers=asked, timeout=60)
+    assert answer.status_code == 400
+    assert "access-control-allow-origin" not in answer.headers

@@ -21,8 +21,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, HTTPException, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from monailabel.config import settings as monai_settings
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
@@ -164,6 +166,13 @@ for _module in _BLOCKING:
     run_in_threads(_module.router)
 
 from monailabel.app import app  # noqa: E402  # the routers have to be repaired first
+
+# Pages of other sites must not reach the campaign and the PACS through a browser that can: the stock app lets all in when
+# MONAI_LABEL_CORS_ORIGINS is empty, and none of those named in it, since it compares them with a slash at their end.
+for _middleware in app.user_middleware:
+    if _middleware.cls is CORSMiddleware:
+        allowed = [str(origin).rstrip("/") for origin in monai_settings.MONAI_LABEL_CORS_ORIGINS]
+        _middleware.kwargs["allow_origins"] = allowed
 
 app.include_router(routes.router)
 app.include_router(campaign_routes.router)
