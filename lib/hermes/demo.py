@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from rich.table import Table
 from hermes.config import from_conf
 from hermes.errors import BadRequestError, HermesError
 from hermes.labelled import Pair, finest_spacing, folders_of, pairs_of, value_names, values_in
+from hermes.pacs import free_port
 from hermes.phantoms import dataset as phantom_dataset
 from hermes.records import LabelMap
 from hermes.scoring.agreement import dice
@@ -109,9 +109,7 @@ def _label(path: Path) -> LabelMap:
 
 def server_command(studies: Path, conf: Mapping[str, str]) -> tuple[list[str], int]:
     """The command that starts a server on a free port of this machine, and the port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     text = " ".join(f"{key}={value}" for key, value in conf.items())
     options = ["--port", str(port), "--studies", str(studies), "--conf", text]
     return [sys.executable, "-m", "hermes.serve", *options], port

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hermes.campaign.facts import ImageFacts
 from hermes.campaign.records import WHOLE_IMAGE, Score
-from hermes.errors import BadImageError, CancelledError, GaveWayError, NotFoundError
+from hermes.errors import BadImageError, CancelledError, GaveWayError, NotFoundError, PacsError
 from hermes.inference.predictor import Predictor, is_wanted
 from hermes.labels.catalogue import canonical_key
 from hermes.labels.names import split_protocol
@@ -113,7 +113,7 @@ class PoolScorer:
 
         Args:
             images: that the datastore has.
-            path_of: id of an image -> its file.
+            path_of: id of an image -> its file; `NotFoundError` passes the image by, `PacsError` ends the look.
             should_stop: asked before every image and window.
         """
         version = self._workspace.versions.serving().name
@@ -125,7 +125,12 @@ class PoolScorer:
                 look = self._look(path_of(image_id), should_stop)
             except CancelledError:
                 return
-            except (BadImageError, NotFoundError) as error:
+            except NotFoundError:
+                continue  # removed just now
+            except PacsError as error:  # it is down, and so is every other image of it
+                logger.info("Image %s cannot be had now: %s", image_id, error)
+                return
+            except BadImageError as error:
                 logger.warning("Image %s is left out of the campaign: %s", image_id, error)
                 self._workspace.campaign.quarantine(image_id, str(error))
                 continue

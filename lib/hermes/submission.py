@@ -6,6 +6,7 @@ looked at. ``read_submission`` turns both into a `Submission` or refuses, and ne
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -201,7 +202,7 @@ def _as_numbered(
         raise BadRequestError(msg)
     listed = [value for _, value in pairs]
     skipped = max(listed, default=0) - len(listed)
-    increasing = all(0 < a < b for a, b in zip([0, *listed][1:], listed[1:], strict=False))
+    increasing = all(before < after for before, after in itertools.pairwise([0, *listed]))
     if params.get("label_values") or not increasing or not 0 < skipped <= len(IGNORED_SEGMENTS):
         return pairs
     counted = [(name, place) for place, (name, _) in enumerate(pairs, start=1)]

@@ -24,6 +24,7 @@ from hermes.pacs import Orthanc, how_to_install, running_orthanc, store
 from hermes.phantoms import PhantomCase, make_case
 from hermes.phantoms.dicom import series_uid, write_dicom_series
 from hermes.records import LabelMap
+from hermes.strategies import get_strategy
 from hermes.transforms.reading import read_label_map, read_volume
 from hermes.transforms.writing import write_label_map
 from tests.integration.conftest import STRUCTURES
@@ -251,12 +252,18 @@ def test_labels_of_others_come_and_go(site: Site) -> None:
             "its end",
         )
         assert same(masks(stored_label(parts, first)), masks(mine))
+
         # And ours: the image is not labelled any more; the archive keeps every version.
+        def next_image() -> str | None:
+            return parts.queue.offer(get_strategy("first"), [first], "ann").image_id
+
+        assert next_image() is None
         archived = sorted(parts.workspace.archive.directory.rglob("*.nii.gz"))
         site.delete(site.segmentations(first)[0].SOPInstanceUID)
         wait_until(lambda: pacs.store.get_labeled_images() == [], "the withdrawal")
         assert sorted(parts.workspace.archive.directory.rglob("*.nii.gz")) == archived
         assert second in pacs.store.get_unlabeled_images()
+        assert next_image() == first
 
 
 def test_nothing_is_lost_while_the_pacs_is_down(site: Site) -> None:

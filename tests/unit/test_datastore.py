@@ -113,6 +113,24 @@ def test_refusals_name_the_reason(folder: Folder, tmp_path: Path) -> None:
     assert not any(folder.archive.directory.rglob("*.nii.gz"))
 
 
+def test_notes_of_a_label_cannot_change_what_was_annotated(folder: Folder, tmp_path: Path) -> None:
+    store = folder.open()
+    image = folder.case.name
+    store.save_label(image, str(folder.label(tmp_path, 5)), "final", INFO)
+    before = store.get_label_info(image, "final")
+    for tag, info, status in (
+        ("final", {"label_info": []}, 400),
+        ("final", {"note": float("nan")}, 400),
+        ("other", {"note": "x"}, 404),
+    ):
+        with pytest.raises(HTTPException) as refused:
+            store.update_label_info(image, tag, info)
+        assert refused.value.status_code == status
+    assert store.get_label_info(image, "final") == before
+    store.update_label_info(image, "final", {"note": "x"})
+    assert store.get_label_info(image, "final")["note"] == "x"
+
+
 def test_a_campaign_that_was_moved_finds_its_labels(folder: Folder, tmp_path: Path) -> None:
     image = folder.case.name
     folder.open().save_label(image, str(folder.label(tmp_path, 5)), "final", INFO)

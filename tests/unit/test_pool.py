@@ -10,7 +10,7 @@ import pytest
 from tests.unit.test_rounds import Play
 
 from hermes.campaign.facts import ImageFacts
-from hermes.errors import BadRequestError, NotFoundError
+from hermes.errors import BadRequestError, NotFoundError, PacsError
 from hermes.pool import PoolScorer
 from hermes.queueing import UNCERTAINTY_METHOD
 from hermes.records import MEASURES
@@ -103,6 +103,26 @@ def test_stops_when_asked_and_quarantines_what_cannot_be_read(started, tmp_path:
     broken.write_bytes(b"no image")
     assert list(scorer.score(["case0"], lambda _: broken)) == []
     assert "case0" not in scorer.missing(IMAGES)
+
+
+def test_what_cannot_be_had_now_is_not_left_out_of_the_campaign(started) -> None:
+    play, scorer = started()
+    first, second, *_ = scorer.missing(IMAGES)
+
+    def gone(image_id: str) -> Path:
+        if image_id == first:
+            msg = "Expected image, it is not there any more."
+            raise NotFoundError(msg)
+        return play.path(image_id)
+
+    assert next(iter(scorer.score(IMAGES, gone))) == second
+
+    def down(image_id: str) -> Path:
+        msg = f"Expected an answer of the PACS for {image_id}."
+        raise PacsError(msg)
+
+    assert list(scorer.score(IMAGES, down)) == []
+    assert set(scorer.missing(IMAGES)) == {first, *IMAGES} - {second}
 
 
 def test_facts_are_replaced_and_readers_notice(started) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.clocks import Clock
 
 from hermes.campaign import Campaign
+from hermes.campaign.events import LABEL_WITHDRAWN
 from hermes.campaign.uploads import FIRST_DELAY_S, LONGEST_DELAY_S, Upload, UploadState
 from hermes.errors import NotFoundError
 
@@ -102,3 +103,4 @@ def test_one_version_is_withdrawn_and_the_one_before_counts_again(campaign: Camp
     assert campaign.pacs.withdraw([versions[1].id]) == 1
     assert [label.id for label in campaign.labels()] == [versions[0].id]
     assert campaign.pacs.withdraw([versions[1].id]) == 0
+    assert [event.payload["image"] for event in campaign.events(LABEL_WITHDRAWN)] == ["a"]

@@ -31,9 +31,9 @@ def note_activity(arguments: Mapping[str, Any]) -> None:
     who = annotator_in(parse_json_object(params, "params") if isinstance(params, str) else params)
     if who is None:
         return
-    queue, campaign = (getattr(app_instance().parts, name) for name in ("queue", "workspace"))
-    if queue.lease_s > 0:
-        campaign.campaign.assignments.renew(image, who, queue.lease_s)
+    parts = app_instance().parts
+    if parts.queue.lease_s > 0:
+        parts.workspace.campaign.assignments.renew(image, who, parts.queue.lease_s)
 
 
 def next_sample(

@@ -153,7 +153,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         super().update_image_info(image_id, info)
 
     @answers_errors
-    def updatelabel_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Merge ``info`` into what is noted of a label; what was annotated cannot be changed that way."""
         check_json(info, "info")
         self.require_image(label_id)
@@ -164,7 +164,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         if taken:
             msg = f"Expected notes under other names, {taken} are kept by the server."
             raise BadRequestError(msg)
-        super().updatelabel_info(label_id, label_tag, info)
+        super().update_label_info(label_id, label_tag, info)
 
     @answers_errors
     def get_dataset_archive(self, limit_cases: int | None) -> str:

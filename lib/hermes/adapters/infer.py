@@ -246,9 +246,8 @@ def run_infer(
     image, path = resolve_image(request.get("image"), datastore, sessions_directory)
     region = task.region(request, image, datastore)
     file, params = task({**request, "image": str(path), "region": region})
-    if (
-        file and image is not None and region is None
-    ):  # a box of the image cannot be compared with a whole label
+    # A box of the image could not be compared with a whole label.
+    if file and image is not None and region is None:
         task.keep_offer(image, str(request.get("model") or "model"), Path(file), params)
     label = file
     if file and image is not None and request.get("save_label"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from hermes.adapters.images import paths_of
+from hermes.adapters.images import path_of
 from hermes.pool import PoolScorer
 from hermes.scoring.agreement import agreement
 from hermes.transforms.reading import read_label_map
@@ -26,7 +27,7 @@ class UncertaintyScoring(ScoringMethod):  # type: ignore[misc]
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """How many images were scored now."""
-        scored = self._scorer.score(datastore.list_images(), paths_of(datastore))
+        scored = self._scorer.score(datastore.list_images(), functools.partial(path_of, datastore))
         return {"scored": sum(1 for _ in scored)}
 
 

@@ -7,13 +7,14 @@ after a publication, and labels waiting images ahead where the settings ask for 
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import threading
 from collections.abc import Callable
 
 from monailabel.interfaces.datastore import Datastore
 
-from hermes.adapters.images import paths_of
+from hermes.adapters.images import path_of, paths_of
 from hermes.adapters.prelabel import Prelabeller
 from hermes.campaign.campaign import Campaign
 from hermes.campaign.records import RunState
@@ -126,7 +127,8 @@ class Supervisor:
                 self._start_training()
                 return
         self._ahead.prepare(should_stop=self._ended.is_set)
-        for _ in self._scorer.score(images, paths_of(self._datastore), should_stop=self._wake.is_set):
+        path = functools.partial(path_of, self._datastore)
+        for _ in self._scorer.score(images, path, should_stop=self._wake.is_set):
             if self._wake.is_set():
                 return
         if self._prelabeller is not None:

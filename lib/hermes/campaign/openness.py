@@ -107,10 +107,8 @@ class ImageState:
         if not self.usable or annotator in self.skipped_by:
             return False
         others = sum(until > now and holder != annotator for holder, until in self.leases.items())
-        if (
-            others >= wish.labels_per_image
-        ):  # thousands of images are looked through at an offer: the quick way out
-            return False
+        if others >= wish.labels_per_image:
+            return False  # thousands of images are looked through at an offer: the quick way out
         places = self.places(annotator, wish)
         if places == 0 and self.revisit_for(annotator) is not None:
             places = 1

@@ -9,7 +9,9 @@ from typing import Any
 
 from sqlalchemy import select
 
+from hermes.campaign import events
 from hermes.campaign.database import Database
+from hermes.campaign.events import note
 from hermes.campaign.models import LabelRow, PacsLabelRow, PacsObjectRow, PacsSeriesRow
 from hermes.types import CaseId
 
@@ -129,6 +131,7 @@ class PacsObjects:
             found = session.scalars(select(LabelRow).where(*wanted)).all()
             for row in found:
                 row.withdrawn_at = self._clock()
+                note(session, row.withdrawn_at, events.LABEL_WITHDRAWN, image=row.image_id, versions=1)
             return len(found)
 
     # ------------------------------------------------------------------ series

@@ -72,8 +72,15 @@ def _simulate(given: argparse.Namespace) -> int:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=simulation.campaigns_to_play(plan, given.out))
+
+        def ended() -> None:
+            bar.advance(task)
+            if not console.is_terminal:  # a log gets a line per campaign
+                done = bar.tasks[task]
+                sys.stderr.write(f"campaign {done.completed:.0f} of {done.total:.0f} played\n")
+
         rows = simulation.simulate(
-            split, plan, given.out, starter=APP / "starter", ended=lambda: bar.advance(task),
+            split, plan, given.out, starter=APP / "starter", ended=ended,
             progress=lambda what: bar.update(task, description=what),
         )  # fmt: skip
     shown = [row for row in rows if row.strategy in names]

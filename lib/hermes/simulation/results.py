@@ -45,11 +45,6 @@ class Area:
     finals: tuple[float, ...]
     gains: tuple[float, ...]
 
-    @property
-    def beats_random(self) -> bool:
-        """Whether its area was larger in every one of at least three seeds."""
-        return len(self.gains) >= 3 and min(self.gains) > 0
-
 
 def curve(rows: Iterable[Row], strategy: str, seed: int) -> tuple[list[int], list[float]]:
     """Numbers of labels, and mean Dice over the structures with each."""

@@ -134,6 +134,7 @@ class Recipe:
             betas=(0.9, 0.99),
             eps=1e-8,
             weight_decay=0.0,
+            distil_weight=0.0,  # what is frozen is not forgotten
         )
 
     def learning_rate_at(self, step: int) -> float:

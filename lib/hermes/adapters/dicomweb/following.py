@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from hermes.adapters.dicomweb.background import Background
 from hermes.adapters.dicomweb.listing import Listing
 from hermes.errors import HermesError
 
@@ -13,11 +14,10 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0
 """How long a refresh waits: mostly the few new labels are read by then, and the next answer tells of them."""
-STOP_TIMEOUT_S = 5.0
 
 
-class Follower:
-    """A thread of the server process.
+class Follower(Background):
+    """Follows the latest listing.
 
     Args:
         follow: takes a listing and says whether there is more to do with it.
@@ -27,21 +27,9 @@ class Follower:
         self._follow = follow
         self._listing: Listing | None = None
         self._lock = threading.Lock()
-        self._wake, self._ended = threading.Event(), threading.Event()
         self._idle = threading.Event()
         self._idle.set()
-        self._thread = threading.Thread(target=self._run, name="hermes-labels", daemon=True)
-
-    def start(self) -> None:
-        """Begin; ends with the process."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread after what it is at."""
-        self._ended.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_TIMEOUT_S)
+        super().__init__("hermes-labels")
 
     def offer(self, listing: Listing) -> None:
         """Take a listing; comes back when it was followed, or at once while earlier ones keep the thread busy."""
@@ -49,34 +37,27 @@ class Follower:
             was_idle = self._idle.is_set()
             self._listing = listing
             self._idle.clear()
-        self._wake.set()
+        self.wake()
         if was_idle:
             self._idle.wait(PATIENCE_S)
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._wake.wait()
-            self._wake.clear()
-            more = True
-            while more and not self._ended.is_set():
-                with self._lock:
-                    listing, self._listing = self._listing, None
-                    if listing is None:
-                        self._idle.set()
-                        break
-                more = self._look(listing)
-                with self._lock:
-                    if more and self._listing is None:
-                        self._listing = listing
-                    more = self._listing is not None
-                    if not more:
-                        self._idle.set()
+    def look(self) -> bool:
+        """Follow the listing that was offered last; whether there is more to do with it, or a newer one."""
+        with self._lock:
+            listing, self._listing = self._listing, None
+        more = listing is not None and self._followed(listing)
+        with self._lock:
+            if more and self._listing is None:
+                self._listing = listing
+            if self._listing is None:
+                self._idle.set()
+            return self._listing is not None
 
-    def _look(self, listing: Listing) -> bool:
+    def _followed(self, listing: Listing) -> bool:
         try:
             return self._follow(listing)
         except HermesError as error:  # the PACS went away; the next listing comes when it is back
             logger.info("Labels of the PACS cannot be followed now: %s", error)
-        except Exception:  # the thread must outlive a full disk or a locked database
+        except Exception:  # who waits must not wait for what will not come
             logger.exception("Labels of the PACS could not be followed; the next look tries again")
         return False

@@ -140,7 +140,6 @@ class LabelsIn:
                 continue  # its series is gone or filtered out: the label stays with its image
             if not self._client.has_instance(image.series.study_uid, upload.sop_instance_uid):
                 self._campaign.pacs.withdraw([upload.label_id])
-                self._campaign.log_event("LabelDeletedInPacs", {"image": upload.image_id})
                 self._changed()
 
     # ------------------------------------------------------------------ looking

@@ -113,10 +113,8 @@ class PacsIndex:
         limit = self.max_age_s if max_age_s is None else max_age_s
         with self._lock:
             age = time.monotonic() - self._checked_at
-            if age < max(
-                limit, min(self._took_s, limit * _MUCH_OLDER)
-            ):  # a slow server is not asked all the time
-                return self.listing
+            if age < max(limit, min(self._took_s, limit * _MUCH_OLDER)):
+                return self.listing  # a slow server is not asked all the time
             if self._running is None:
                 self._running = threading.Event()
                 threading.Thread(

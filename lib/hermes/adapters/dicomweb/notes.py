@@ -62,6 +62,10 @@ class Predictions:
         shutil.rmtree(folder, ignore_errors=True)
         return there
 
+    def tags_of(self, image_id: str) -> list[str]:
+        """Tags of the predictions of an image."""
+        return [tag for tag in _names(self._directory) if (self._directory / tag / image_id).is_dir()]
+
     def tags(self) -> dict[str, list[str]]:
         """Image -> tags of its predictions."""
         found: dict[str, list[str]] = {}

@@ -295,8 +295,8 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         offers = OfferedLabels(self._behind.directory / "offered").of(image_id)
         if offers:
             return offers[-1].model_version
-        earlier = [one for one in self._behind.campaign.labels() if one.image_id == image_id]
-        return earlier[-1].model_version if earlier else None
+        earlier = self._final(image_id)
+        return earlier.model_version if earlier is not None else None
 
     def queue(self, record: LabelRecord, submission: Submission, *, there_as: str | None = None) -> None:
         """Send a label version to the PACS, now or when it is up."""
@@ -440,7 +440,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Tag -> label id."""
-        tags = self._predictions.tags().get(image_id, [])
+        tags = self._predictions.tags_of(image_id)
         final = [_FINAL] if image_id in self._behind.campaign.labelled_ids() else []
         return dict.fromkeys([*final, *tags], image_id)
 

@@ -21,6 +21,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from hermes.adapters.annotators import known_annotator
+from hermes.adapters.dicomweb.pacs import access_of
 from hermes.adapters.ohif.incoming import Spool
 from hermes.adapters.ohif.stored import take_labels
 
@@ -118,7 +119,6 @@ async def _pass_on(request: Request, address: str, spool: Spool | None) -> Respo
     """
     headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
     headers.setdefault("accept-encoding", "identity")
-    headers |= await run_in_threadpool(_authorization, address)
     if spool is not None:
         headers["content-length"] = str(spool.size)
     url = httpx.URL(address, query=_plain_query(request.url.query))
@@ -127,7 +127,7 @@ async def _pass_on(request: Request, address: str, spool: Spool | None) -> Respo
         request.method, url, headers=headers, content=spool.chunks() if spool is not None else None
     )
     try:
-        answer = await client.send(outgoing, stream=True, auth=_login(address))
+        answer = await client.send(outgoing, stream=True, auth=_login())
         if spool is not None:
             await answer.aread()
     except httpx.ConnectError as error:
@@ -167,25 +167,6 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, follow_redirects=False)
 
 
-def _login(address: str) -> httpx.BasicAuth | None:
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    if user and password and not _is_google(address):
-        return httpx.BasicAuth(user, password)
-    return None
-
-
-def _authorization(address: str) -> dict[str, str]:
-    """The header by which Google's DICOM stores know this machine; nothing for others."""
-    if not _is_google(address):
-        return {}
-    import google.auth
-    import google.auth.transport.requests
-
-    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])
-    credentials.refresh(google.auth.transport.requests.Request())  # type: ignore[no-untyped-call]
-    return {"authorization": f"Bearer {credentials.token}"}
-
-
-def _is_google(address: str) -> bool:
-    host = httpx.URL(address).host
-    return host == "googleapis.com" or host.endswith(".googleapis.com")
+def _login() -> httpx.BasicAuth | None:
+    access = access_of(settings.MONAI_LABEL_STUDIES)
+    return httpx.BasicAuth(access.user, access.password) if access.user else None
