@@ -154,3 +154,35 @@ def test_annotators_at_once_never_share_an_image(
         assert sorted(got) == sorted(running.cases)
         done = running.post("/activelearning/first", json={"client_id": "late"})
         assert "other annotators" in json.dumps(done.json())
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 65, "an\nna", "\ud800", "\x7f", 7, ["eve"]], ids=ascii)
+def test_a_name_that_names_nobody_is_refused_everywhere(
+    server: Server, truth: Callable[..., tuple[Path, dict[str, Any]]], name: Any
+) -> None:
+    image = sorted(server.cases)[-1]
+    file, params = truth(server.cases[image])
+    before = (server.snapshot(), server.get("/hermes/leases").json(), server.get("/hermes/skips").json())
+    said = {"image": image, "reason": "x", "label": 1, "state": "approved", "client_id": name}
+    answers = [
+        server.post("/activelearning/first", json={"client_id": name}),
+        server.infer(image, {"client_id": name}),
+        server.submit(image, file, {**params, "client_id": name}),
+        *(act(server, what, **said) for what in ("skip", "release", "revisit", "review")),
+        act(server, "revisit", **{**said, "client_id": "eve", "annotator": name or " "}),
+    ]
+    assert [answer.status_code for answer in answers] == [400] * 8
+    assert all(len(answer.json()["detail"]) > 10 for answer in answers)
+    assert (
+        server.snapshot(),
+        server.get("/hermes/leases").json(),
+        server.get("/hermes/skips").json(),
+    ) == before
+
+
+def test_a_header_that_names_nobody_is_refused(server: Server) -> None:
+    answer = requests.get(f"{server.address}/hermes/queue", headers={"X-Remote-User": "x" * 65}, timeout=60)
+    assert answer.status_code == 400
+    assert "X-Remote-User" in answer.json()["detail"]
+    assert server.get("/hermes/queue?client_id=%0A").status_code == 400
+    assert server.get("/hermes/queue").status_code == 200

@@ -10,26 +10,29 @@ from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
 
 from hermes.adapters.annotators import annotator_in, logged_in
+from hermes.adapters.errors import answers_errors
 from hermes.adapters.requests import parse_json_object
 
 logger = logging.getLogger(__name__)
 
 
+@answers_errors
 def note_activity(arguments: Mapping[str, Any]) -> None:
     """Prolong the annotator's lease of the image that a request is about: a download, an inference, a draft.
 
     Args:
         arguments: of an endpoint of MONAI Label; ``user``, ``image`` and ``params`` are looked at.
+
+    Raises:
+        BadRequestError: the client gives itself a name that names nobody.
     """
     user = arguments.get("user")
     if settings.MONAI_LABEL_AUTH_ENABLE and user is not None:
         logged_in(user.username)
-    image = arguments.get("image")
-    if not isinstance(image, str) or not image:
-        return
     params = arguments.get("params") or {}
     who = annotator_in(parse_json_object(params, "params") if isinstance(params, str) else params)
-    if who is None:
+    image = arguments.get("image")
+    if who is None or not isinstance(image, str) or not image:
         return
     parts = app_instance().parts
     if parts.queue.lease_s > 0:

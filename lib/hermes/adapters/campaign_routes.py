@@ -15,7 +15,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
-from hermes.adapters.annotators import annotator_in, logged_in
+from hermes.adapters.annotators import annotator_in, annotator_name, logged_in
 from hermes.adapters.build import Parts
 from hermes.adapters.errors import answers_errors
 from hermes.adapters.requests import check_json
@@ -47,7 +47,7 @@ def _parts() -> Parts:
 
 
 @router.get("/queue", summary="How many images are open, reserved, done, skipped, to look at again")
-def queue(client_id: str = "", user: User = _USER) -> dict[str, Any]:
+def queue(client_id: str | None = None, user: User = _USER) -> dict[str, Any]:
     """Counts; with ``client_id`` also what this annotator may take."""
     who = _who({"client_id": client_id}, user, optional=True)
     return answers_errors(lambda: standing(_parts().queue, _parts().workspace.campaign, who).to_json())()
@@ -131,8 +131,11 @@ def release(body: dict[str, Any] = _BODY, user: User = _ANNOTATOR) -> dict[str, 
 def revisit(body: dict[str, Any] = _BODY, user: User = _ANNOTATOR) -> dict[str, Any]:
     """It comes first in the queue of the annotator, or of everybody. 404 for an unknown image."""
     who, image = _who(body, user), _text(body, "image")
+    whom = body.get("annotator")
+    if whom not in (None, ""):
+        whom = answers_errors(annotator_name)(whom, "annotator")
     wish = answers_errors(_parts().workspace.campaign.assignments.ask_revisit)(
-        image, asked_by=who, annotator=_text(body, "annotator", "") or None, reason=_text(body, "reason", "")
+        image, asked_by=who, annotator=whom or None, reason=_text(body, "reason", "")
     )
     return dataclasses.asdict(wish)
 

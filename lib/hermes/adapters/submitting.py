@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hermes.adapters.annotators import annotator_in
 from hermes.adapters.images import LONGEST_SHOWN
 from hermes.campaign.records import LabelRecord
 from hermes.errors import BadRequestError
@@ -61,8 +62,9 @@ class Intake:
         """Check, archive and record a label; a refused one leaves everything as it was.
 
         Raises:
-            BadRequestError: see `hermes.submission.check_submission`.
+            BadRequestError: see `hermes.submission.check_submission`; or the annotator's name names nobody.
         """
+        annotator_in(params)  # refuses before anything is stored
         submission = check_submission(label, params, image_grid=grid, structures=self.structures())
         if submission.new:
             self.confirm(submission.new)

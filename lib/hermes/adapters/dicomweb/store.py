@@ -17,6 +17,7 @@ from typing import Any
 
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from hermes.adapters.annotators import usable_name
 from hermes.adapters.dicomweb.label_files import read_label_file, read_label_object
 from hermes.adapters.dicomweb.labels_in import image_of
 from hermes.adapters.dicomweb.listing import Listing, PacsIndex
@@ -255,9 +256,8 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         image = image_of(dataset, study, behind.index.current().series, behind.files)
         if image is None:
             return None
-        who = annotator or str(
-            dataset.get("ContentCreatorName", "") or dataset.get("OperatorsName", "") or ""
-        )
+        said = str(dataset.get("ContentCreatorName", "") or dataset.get("OperatorsName", "") or "")
+        who = annotator or usable_name(said)
         params: dict[str, Any] = {"client_id": who or "anonymous"}
         source = behind.files.source(image)
         label, params = read_label_object(

@@ -20,7 +20,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
-from hermes.adapters.annotators import known_annotator
+from hermes.adapters.annotators import known_annotator, usable_name
 from hermes.adapters.dicomweb.pacs import access_of
 from hermes.adapters.ohif.incoming import Spool
 from hermes.adapters.ohif.stored import take_labels
@@ -76,7 +76,7 @@ def _annotator(request: Request, user: User) -> str | None:
     """Who stores: whom the server knows, else the name that the viewer's panel asked for."""
     if settings.MONAI_LABEL_AUTH_ENABLE:
         return str(user.username)
-    return known_annotator() or unquote(request.cookies.get(ANNOTATOR_COOKIE, ""))[:100] or None
+    return known_annotator() or usable_name(unquote(request.cookies.get(ANNOTATOR_COOKIE, "")))
 
 
 def _address(path: str) -> str:

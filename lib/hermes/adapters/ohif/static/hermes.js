@@ -12,6 +12,7 @@
   const MODE_OF_SINGLE_IMAGES = '/ohif/segmentation'; // the other one shows volumes only
   const SEGMENTATION = '1'; // the id that MONAI Label's own panel draws into
   const NAME_KEY = 'hermes.annotator';
+  const OFFER_KEY = 'hermes.offer'; // why `Next image` has opened the image: the page is loaded anew in between
   const REFRESH_MS = 15000;
   const WAIT_MS = 400;
 
@@ -27,7 +28,8 @@
     absent: new Set(), // names that the annotator has declared absent
     modelVersion: null, // that drew in this image
     unsent: false, // drawn since the last submission
-    leaving: false, // `Next image` or `Skip` was clicked once although something is unsent
+    leaving: false, // `Next image`, `Skip` or `Load label` was clicked once although something is unsent
+    about: null, // what GET /hermes/viewer/image says of the image on screen
     busy: false,
     series: null, // SeriesInstanceUID on screen
     drawing: false, // we change voxels ourselves
@@ -62,7 +64,20 @@
 
   async function refresh() {
     state.campaign = await (await api('/hermes/viewer')).json();
+    if (state.about && !state.busy) {
+      await lookAtImage(); // it may have been rejected, or reserved for somebody else, meanwhile
+    }
     render();
+  }
+
+  /** Asks what there is of the image on screen: who has it, why to look at it again, its label. */
+  async function lookAtImage() {
+    const image = imageId();
+    const query = new URLSearchParams({ image, client_id: annotator() });
+    const about = await (await api(`/hermes/viewer/image?${query}`)).json();
+    if (image === imageId()) { // another one may have been opened meanwhile
+      state.about = about;
+    }
   }
 
   // ------------------------------------------------------------------------------------------------- viewer
@@ -294,7 +309,7 @@
     const image = imageId();
     const one = await ensureSegmentation();
     const form = new FormData();
-    const params = { result_extension: '.nii.gz', client_id: annotator(), ...(state.chosen.size ? { structures: names } : {}) };
+    const params = { result_extension: '.nii.gz', client_id: annotator() || null, ...(state.chosen.size ? { structures: names } : {}) };
     form.append('params', JSON.stringify(params));
     say(`Segmenting ${state.chosen.size ? names.join(', ') : 'all structures'} ...`);
     const model = encodeURIComponent(state.campaign.models[0]);
@@ -309,6 +324,39 @@
   }
 
   const textOf = (part) => (typeof part === 'string' ? part : part.text());
+
+  /** Draws the label that the image has already, in place of what is drawn. */
+  async function loadLabel() {
+    const { label } = state.about;
+    const one = await ensureSegmentation();
+    const query = new URLSearchParams({ image: state.about.image, id: label.id });
+    const answer = await api(`/hermes/viewer/label?${query}`);
+    const { values, model_version: version } = JSON.parse(answer.headers.get('hermes-label-names'));
+    const known = state.campaign.structures.map(({ name }) => name);
+    const left = Object.keys(values).filter((name) => !known.includes(name));
+    const drawn = draw(one, await readNifti(await answer.blob()), values, known);
+    state.absent = new Set(label.absent.filter((name) => known.includes(name)));
+    list.querySelectorAll('li').forEach((item) => {
+      item.querySelector('.hermes-absent').checked = state.absent.has(item.dataset.name);
+    });
+    state.modelVersion = label.source === 'original' ? version : null;
+    state.unsent = false; // it is what the server has
+    const absent = state.absent.size ? `, ${state.absent.size} marked absent` : '';
+    const others = left.length ? ` Not labelled any more and left out: ${left.join(', ')}.` : '';
+    return `${drawn} structures drawn${absent} from ${titleOf(label)}.${others}`;
+  }
+
+  async function load() {
+    askBeforeLeaving('Load label');
+    say(`${await loadLabel()} Correct them, then submit.`, 'good');
+  }
+
+  const titleOf = (label) => (label.source === 'original'
+    ? `what ${label.model_version ?? 'the model'} drew ahead` : `label ${label.version} by ${label.own ? 'you' : label.annotator}`);
+
+  /** What is drawn by itself when an image is opened: one's own label that is to be corrected, else the model's. */
+  const comesByItself = ({ label, revisits }) => Boolean(label)
+    && (label.source === 'original' || (label.own && revisits.some(({ yours }) => yours)));
 
   /** Draws the server's label map: the asked structures anew, what is drawn of others stays. Structures with a voxel. */
   function draw(one, answer, values, names) {
@@ -382,19 +430,22 @@
     await api(`/datastore/label?image=${encodeURIComponent(image)}`, { method: 'PUT', body: form });
     state.unsent = false;
     await refresh();
+    await lookAtImage();
     const { total, completed } = state.campaign.images;
     say(`Submitted: ${params.label_info.map(({ name }) => name).concat(params.absent.map((name) => `no ${name}`)).join(', ')}. `
       + `${completed} of ${total} images are labelled.`, 'good');
   }
 
-  /** Whether voxels would be lost by leaving: making an empty labelmap is a change of it, too. */
-  function isUnsent() {
+  function isDrawn() {
     try {
-      return state.unsent && slices(segmentation()).slices.some(({ pixels }) => pixels.some((value) => value > 0));
-    } catch (error) { // nothing is drawn
+      return slices(segmentation()).slices.some(({ pixels }) => pixels.some((value) => value > 0));
+    } catch (error) { // there is no labelmap yet
       return false;
     }
   }
+
+  /** Whether voxels would be lost by leaving: making an empty labelmap is a change of it, too. */
+  const isUnsent = () => state.unsent && isDrawn();
 
   function askBeforeLeaving(button) {
     if (isUnsent() && !state.leaving) {
@@ -417,6 +468,7 @@
       say(sample.detail ?? 'There is no image left to label.');
       return;
     }
+    sessionStorage.setItem(OFFER_KEY, JSON.stringify({ id: sample.id, reason: sample.reason, missing: sample.missing ?? [] }));
     await open(sample.id);
   }
 
@@ -500,7 +552,7 @@
         say(error.message, 'error');
       } finally {
         state.busy = false;
-        state.leaving = state.leaving && (action === next || action === skip);
+        state.leaving = state.leaving && (action === next || action === skip || action === load);
         render();
       }
     };
@@ -519,6 +571,8 @@
       <button class="hermes-skip" title="Give this image back, with the reason, and open the next one">Skip</button></div>
     <input type="text" class="hermes-reason" maxlength="200" placeholder="Why is this image skipped?" aria-label="Reason" hidden>
     <div class="hermes-image">
+      <div class="hermes-about"></div>
+      <button class="hermes-load" title="Draw the label that this image has, in place of what is drawn" hidden>Load label</button>
       <ul aria-label="Structures"></ul>
       <div class="hermes-row"><button class="hermes-segment" title="Let the model draw the ticked structures; all, if none is ticked">Segment</button>
         <button class="hermes-main hermes-submit" title="Send what is drawn as the label of this image">Submit label</button></div>
@@ -543,6 +597,7 @@
   part('skip').addEventListener('click', doing(skip));
   part('segment').addEventListener('click', doing(segment));
   part('submit').addEventListener('click', doing(submit));
+  part('load').addEventListener('click', doing(load));
   part('name').addEventListener('submit', (event) => {
     event.preventDefault();
     const name = part('name').querySelector('input').value.trim();
@@ -550,6 +605,9 @@
       rememberAnnotator(name);
       say(`Labels are noted as drawn by ${name}.`);
       render();
+      if (state.about) {
+        doing(opened)(); // a label of one's own, or a wish to look again, is known only now
+      }
     }
   });
   // Keys typed here are not the viewer's shortcuts.
@@ -611,7 +669,54 @@
     panel.querySelectorAll('button').forEach((button) => { button.disabled = state.busy; });
     panel.querySelectorAll('[data-tool]').forEach((button) => button.setAttribute('aria-pressed', String(button.dataset.tool === state.tool)));
     list.querySelectorAll('li').forEach((item) => item.classList.toggle('hermes-active', item.dataset.name === state.active));
+    showAbout();
     showVolumes();
+  }
+
+  const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
+  const day = (seconds) => new Date(1000 * seconds).toLocaleDateString();
+
+  /** The lines about the image on screen, each [text, kind]. */
+  function linesAbout({ reserved, revisits, label, usable }) {
+    const lines = [];
+    const me = annotator();
+    const others = reserved.filter((one) => one.annotator !== me).map((one) => one.annotator);
+    const mine = reserved.find((one) => one.annotator === me);
+    if (mine) {
+      lines.push([`Reserved for you until ${clock(mine.until)}.`, '']);
+    }
+    if (others.length) {
+      lines.push([`Reserved for ${others.join(', ')}.`, mine ? '' : 'again']);
+    } else if (!mine) {
+      lines.push(['Reserved for nobody.', '']);
+    }
+    if (!usable) {
+      lines.push(['Left out of the campaign: it cannot be used.', 'again']);
+    }
+    for (const wish of revisits) {
+      const who = wish.yours ? '' : `${wish.annotator} is asked: `;
+      const why = wish.rejected ? `label rejected by ${wish.asked_by}` : `${wish.asked_by} asks to look again`;
+      lines.push([`${who}${why}${wish.reason ? `: ${wish.reason}` : '.'}`, 'again']);
+    }
+    if (!label) {
+      lines.push(['No label yet.', '']);
+    } else if (label.source === 'original') {
+      lines.push([`Drawn ahead by ${label.model_version ?? 'the model'}.`, '']);
+    } else {
+      lines.push([`Label ${label.version} by ${label.own ? 'you' : label.annotator}, ${day(label.at)}: ${label.state}.`, '']);
+    }
+    return lines;
+  }
+
+  function showAbout() {
+    const lines = state.about ? linesAbout(state.about) : [];
+    part('about').replaceChildren(...lines.map(([text, kind]) => {
+      const line = document.createElement('p');
+      line.textContent = text;
+      line.dataset.kind = kind;
+      return line;
+    }));
+    part('load').hidden = !state.about?.label;
   }
 
   function showVolumes() {
@@ -738,18 +843,41 @@
         }
         state.modelVersion = null;
         state.unsent = false;
-        say('');
+        state.about = null;
+        state.busy = true;
+        render();
+        say(`Opening ${imageTitle()} ...`);
         await ensureSegmentation();
         listen();
         await connectStockPanel();
-        panel.dataset.state = 'ready';
+        await opened();
       } catch (error) {
         say(error.message, 'error');
       } finally {
         preparing = false;
+        state.busy = false;
+        panel.dataset.state = 'ready';
         render();
       }
     }
+  }
+
+  function imageTitle() {
+    const { SeriesDescription: title, Modality: modality, instances } = displaySet();
+    return [instances?.[0]?.PatientID, modality, title].filter(Boolean).join(' · ') || imageId();
+  }
+
+  /** Says which image this is and why it was offered, and draws the label that is to be gone on from. */
+  async function opened() {
+    await lookAtImage();
+    const offer = JSON.parse(sessionStorage.getItem(OFFER_KEY) ?? 'null');
+    const missing = state.about.missing.length ? ` Still wanted: ${state.about.missing.join(', ')}.` : '';
+    const why = offer?.id === imageId() ? `offered by ${offer.reason}` : 'opened from the list';
+    let drawn = '';
+    if (comesByItself(state.about) && !isDrawn() && !state.unsent) {
+      drawn = ` ${await loadLabel()}`;
+    }
+    say(`${imageTitle()}: ${why}.${missing}${drawn}`);
   }
 
   function viewportReady() {
