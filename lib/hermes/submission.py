@@ -95,7 +95,8 @@ def check_submission(
         BadLabelError: no voxel and nothing declared absent, or values without a name.
         GeometryMismatchError: not on the grid of the image.
         UnknownStructureError: a name that the campaign does not label and that the request does not confirm.
-        BadRequestError: ``label_info``, ``absent`` or ``new_structures`` is malformed.
+        BadRequestError: ``label_info``, ``absent`` or ``new_structures`` is malformed, or a structure or a value is
+            named twice.
     """
     new = new_structures_in(params, structures)
     structures = (*structures, *(one.name for one in new))
@@ -172,17 +173,40 @@ def _names_of_values(label: LabelMap, params: Mapping[str, Any], structures: Seq
     else:
         msg = f"Expected params.label_info like [{{'name': 'liver', 'idx': 1}}], got {given!r}."
         raise BadRequestError(msg)
+    _require_each_once(pairs, structures)
     if given is not None:
         pairs = _as_numbered(pairs, label, params)
+    return {value: match_structure(name, structures) for name, value in pairs if not _is_ignored(name)}
+
+
+def _is_ignored(name: str) -> bool:
+    return name.strip().lower() in IGNORED_SEGMENTS
+
+
+def _require_each_once(pairs: Sequence[tuple[str, int]], structures: Sequence[str]) -> None:
+    """Nothing, where every structure has one value and every value one structure.
+
+    Raises:
+        BadRequestError: else, since one of the two is likely meant for something else, and training would not notice.
+    """
     names: dict[int, str] = {}
+    values: dict[str, tuple[str, int]] = {}
     for name, value in pairs:
-        if name.strip().lower() in IGNORED_SEGMENTS:
+        if _is_ignored(name):
             continue
         if value in names:
             msg = f"Expected one name per value in params.label_info, value {value} has {names[value]!r} and {name!r}."
             raise BadRequestError(msg)
-        names[value] = match_structure(name, structures)
-    return names
+        names[value] = name
+        structure = match_structure(name, structures)
+        if structure in values:
+            other, before = values[structure]
+            msg = (
+                f"Expected each structure once in the label's names, {structure!r} is there as {other!r} (value {before}) "
+                f"and as {name!r} (value {value}). Rename one of the two, or merge them into one segment."
+            )
+            raise BadRequestError(msg)
+        values[structure] = (name, value)
 
 
 def _as_numbered(

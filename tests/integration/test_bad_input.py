@@ -116,6 +116,12 @@ def test_malformed_label_info(server: Any, image: str, truth: Any) -> None:
     refused(server.submit(image, label, {"label_info": "liver"}), 400, "label_info")
 
 
+def test_a_structure_named_twice(server: Any, image: str, truth: Any) -> None:
+    label, params = truth(server.cases[image])
+    params["label_info"].append({"name": "Liver", "idx": 77})
+    refused(server.submit(image, label, params), 400, "'liver'", "'Liver'", "77")
+
+
 def test_label_of_another_size(server: Any, image: str, tmp_path: Path) -> None:
     case = server.cases[image]
     half = case.labels[: case.labels.shape[0] // 2]

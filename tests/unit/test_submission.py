@@ -10,7 +10,14 @@ import pytest
 from hermes.errors import BadLabelError, BadRequestError, GeometryMismatchError, UnknownStructureError
 from hermes.geometry import Grid
 from hermes.records import LabelMap
-from hermes.submission import LabelArchive, Submission, campaign_values, match_structure, read_submission
+from hermes.submission import (
+    LabelArchive,
+    Submission,
+    campaign_values,
+    check_submission,
+    match_structure,
+    read_submission,
+)
 from hermes.transforms.reading import read_label_map
 from hermes.transforms.writing import write_label_map
 
@@ -83,9 +90,36 @@ def test_numbers_that_could_be_shifted_or_not_are_refused_unless_said(label: Cal
         read(label(3), {"label_info": SHIFTED, "label_values": "rank"})
 
 
-def test_two_segments_of_one_structure_are_merged(label: Callable[..., Path]) -> None:
-    info = [{"name": "liver", "idx": 1}, {"name": "Liver", "idx": 2}]
-    assert read(label(1, 2), {"label_info": info}).label_map.array.flat[:2].tolist() == [2, 2]
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("liver", "liver"), ("liver", "Liver"), ("Left Kidney", "left_kidney"), ("kidney_left", "left kidney")],
+)
+@pytest.mark.parametrize("values", [(1, 2), (1,)], ids=["both drawn", "one drawn"])
+def test_a_structure_that_is_named_twice_is_refused(
+    label: Callable[..., Path], first: str, second: str, values: tuple[int, ...]
+) -> None:
+    info = [{"name": first, "idx": 1}, {"name": second, "idx": 2}]
+    with pytest.raises(BadRequestError, match=f"'{first}'.*'{second}'"):
+        read(label(*values), {"label_info": info})
+
+
+def test_a_structure_that_the_file_names_twice_is_refused() -> None:
+    array = np.zeros(GRID.shape, np.uint8)
+    array.flat[:2] = 1, 2
+    twice = LabelMap(array, GRID, {1: "liver", 2: "Liver"})
+    with pytest.raises(BadRequestError, match=r"'liver'.*'Liver'"):
+        check_submission(twice, {}, image_grid=GRID, structures=STRUCTURES)
+
+
+def test_one_value_of_one_name_given_twice_is_refused(label: Callable[..., Path]) -> None:
+    with pytest.raises(BadRequestError, match="value 1 has 'liver' and 'liver'"):
+        read(label(1), {"label_info": [{"name": "liver", "idx": 1}] * 2})
+
+
+def test_segments_of_viewers_may_come_twice(label: Callable[..., Path]) -> None:
+    info = [{"name": name, "idx": 0} for name in ("background", "background", "Background_scribbles")]
+    found = read(label(1), {"label_info": [*info, {"name": "liver", "idx": 1}]})
+    assert found.annotated == {"liver": "present"}
 
 
 @pytest.mark.parametrize(
