@@ -237,13 +237,17 @@ class Campaign:
                 note(session, self._clock(), events.LABEL_WITHDRAWN, image=image_id, versions=len(found))
             return len(found)
 
-    def labels(self, tag: str = FINAL, *, latest: bool = True) -> list[LabelRecord]:
-        """The labels of a tag by image and number: the latest version of each image, or all versions."""
+    def labels(
+        self, tag: str = FINAL, *, latest: bool = True, image_id: CaseId | None = None
+    ) -> list[LabelRecord]:
+        """The labels of a tag by image and number: the latest version of each image, or all versions; of one image."""
         statement = (
             select(LabelRow)
             .where(LabelRow.tag == tag, LabelRow.withdrawn_at.is_(None))
             .order_by(LabelRow.image_id, LabelRow.number)
         )
+        if image_id is not None:
+            statement = statement.where(LabelRow.image_id == image_id)
         with self._database.read() as session:
             records = [rows.label_record(row) for row in session.scalars(statement)]
         return list({record.image_id: record for record in records}.values()) if latest else records

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from hermes.adapters.ohif import page, proxy, viewer
+from hermes.adapters.ohif import existing, page, proxy, viewer
 
 router = APIRouter()
-for _part in (viewer, page, proxy):
+for _part in (viewer, existing, page, proxy):
     router.include_router(_part.router)
 
 __all__ = ["router"]

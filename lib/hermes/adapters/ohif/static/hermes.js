@@ -32,6 +32,7 @@
     about: null, // what GET /hermes/viewer/image says of the image on screen
     busy: false,
     series: null, // SeriesInstanceUID on screen
+    loaded: '', // what was drawn by itself when the image was opened
     drawing: false, // we change voxels ourselves
   };
 
@@ -64,8 +65,8 @@
 
   async function refresh() {
     state.campaign = await (await api('/hermes/viewer')).json();
-    if (state.about && !state.busy) {
-      await lookAtImage(); // it may have been rejected, or reserved for somebody else, meanwhile
+    if (state.series && !state.busy) { // it may have been rejected, or reserved for somebody else, meanwhile
+      await lookAtImage().catch(() => { state.about = null; }); // a series of no campaign: said when it was opened
     }
     render();
   }
@@ -343,7 +344,7 @@
     state.unsent = false; // it is what the server has
     const absent = state.absent.size ? `, ${state.absent.size} marked absent` : '';
     const others = left.length ? ` Not labelled any more and left out: ${left.join(', ')}.` : '';
-    return `${drawn} structures drawn${absent} from ${titleOf(label)}.${others}`;
+    return `${drawn} structure${drawn === 1 ? '' : 's'} drawn${absent} from ${titleOf(label)}.${others}`;
   }
 
   async function load() {
@@ -694,7 +695,7 @@
       lines.push(['Left out of the campaign: it cannot be used.', 'again']);
     }
     for (const wish of revisits) {
-      const who = wish.yours ? '' : `${wish.annotator} is asked: `;
+      const who = wish.yours || !wish.annotator ? '' : `${wish.annotator} is asked: `;
       const why = wish.rejected ? `label rejected by ${wish.asked_by}` : `${wish.asked_by} asks to look again`;
       lines.push([`${who}${why}${wish.reason ? `: ${wish.reason}` : '.'}`, 'again']);
     }
@@ -703,7 +704,8 @@
     } else if (label.source === 'original') {
       lines.push([`Drawn ahead by ${label.model_version ?? 'the model'}.`, '']);
     } else {
-      lines.push([`Label ${label.version} by ${label.own ? 'you' : label.annotator}, ${day(label.at)}: ${label.state}.`, '']);
+      const said = label.comment && !revisits.some((wish) => wish.reason === label.comment) ? ` (${label.comment})` : '';
+      lines.push([`Label ${label.version} by ${label.own ? 'you' : label.annotator}, ${day(label.at)}: ${label.state}${said}.`, '']);
     }
     return lines;
   }
@@ -844,7 +846,9 @@
         state.modelVersion = null;
         state.unsent = false;
         state.about = null;
+        state.loaded = '';
         state.busy = true;
+        panel.dataset.state = 'opening';
         render();
         say(`Opening ${imageTitle()} ...`);
         await ensureSegmentation();
@@ -872,12 +876,11 @@
     await lookAtImage();
     const offer = JSON.parse(sessionStorage.getItem(OFFER_KEY) ?? 'null');
     const missing = state.about.missing.length ? ` Still wanted: ${state.about.missing.join(', ')}.` : '';
-    const why = offer?.id === imageId() ? `offered by ${offer.reason}` : 'opened from the list';
-    let drawn = '';
-    if (comesByItself(state.about) && !isDrawn() && !state.unsent) {
-      drawn = ` ${await loadLabel()}`;
+    const why = offer?.id === imageId() ? `offered: ${offer.reason}` : 'opened from the list';
+    if (comesByItself(state.about) && !isDrawn()) {
+      state.loaded = await loadLabel();
     }
-    say(`${imageTitle()}: ${why}.${missing}${drawn}`);
+    say(`${imageTitle()}: ${why}.${missing} ${state.loaded}`);
   }
 
   function viewportReady() {
@@ -944,14 +947,28 @@
     }
   });
 
+  const staysHere = () => isUnsent() && !window.confirm('What is drawn is not submitted. Leave it?');
+
   // The viewer's own way back to the worklist changes no page, so nothing else would ask.
   document.addEventListener('click', (event) => {
     const back = event.target.closest?.('[data-cy="return-to-work-list"]');
-    if (back && isUnsent() && !window.confirm('What is drawn is not submitted. Leave it?')) {
+    if (back && staysHere()) {
       event.preventDefault();
       event.stopPropagation();
     }
   }, true);
+
+  // Nor does the browser's, from an image to the worklist that it was opened from. This listener is the first one.
+  let comingBack = false;
+  window.addEventListener('popstate', (event) => {
+    if (comingBack || staysHere()) {
+      event.stopImmediatePropagation(); // the viewer does not learn that it was left
+      if (!comingBack) {
+        window.history.forward();
+      }
+      comingBack = !comingBack;
+    }
+  });
 
   // For scripts and tests: the labelmap of the image on screen as the server would get it.
   window.hermes = { state, slices: () => slices(segmentation()), segmentation, readNifti, writeNifti };
