@@ -14,6 +14,7 @@ from hermes.transforms.reading import read_label_map, read_volume
 from hermes.types import CaseId, StructureName
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""What the names of image files end in, in folders of images with and without labels."""
 PUBLISHED_SPACING_MM = 1.5
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hermes.config import Settings, from_conf
 from hermes.errors import BadRequestError, HermesError
+from hermes.labelled import IMAGE_SUFFIXES
 from hermes.pacs import dicomweb_of
 from hermes.phantoms import dataset
 
@@ -21,7 +22,6 @@ APP = PROJECT / "apps" / "hermes"
 SAMPLE = PROJECT / "sample-data" / "campaign"
 SAMPLE_DATASET = "PhantomAbdomenCT"
 CAMPAIGNS = PROJECT / "campaigns"
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
 _PAIR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", re.DOTALL)
 
 
@@ -50,6 +50,15 @@ def sample_campaign(directory: Path) -> Path:
         shutil.copytree(SAMPLE, unfinished)
         unfinished.replace(directory)
     return directory
+
+
+def resolve_studies(studies: str) -> str:
+    """The folder or DICOMweb URL that STUDIES names; the word ``pacs`` stands for what `make pacs` has started.
+
+    Raises:
+        PacsError: it does not run.
+    """
+    return dicomweb_of(CAMPAIGNS / "pacs") if studies == "pacs" else studies
 
 
 def check_port(host: str, port: int) -> None:
@@ -128,9 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         conf = parse_conf(given.conf)
         check_settings(from_conf(conf))
         check_port(given.host, given.port)
-        studies = given.studies or str(sample_campaign(CAMPAIGNS / "sample"))
-        if studies == "pacs":
-            studies = dicomweb_of(CAMPAIGNS / "pacs")
+        studies = resolve_studies(given.studies or str(sample_campaign(CAMPAIGNS / "sample")))
         if not given.studies:
             conf.setdefault("structures", ",".join(dataset(SAMPLE_DATASET).demonstration))
         if "://" not in studies:

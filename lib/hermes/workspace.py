@@ -7,6 +7,7 @@
       labels/<image>/      every submitted label version
       models/              versions and the pointer to the serving one
       cache/               prepared images
+      served.json          the studies and settings of the server, for commands beside it
       training.json        how far the running (or last) training is
       training.stop        is there while the running training is asked to stop
       training.state       state of an interrupted training
@@ -30,7 +31,7 @@ from hermes.campaign.holdout import HoldoutRule
 from hermes.campaign.openness import Wish
 from hermes.campaign.records import VersionState
 from hermes.checkpoint import Manifest, read_manifest
-from hermes.config import Quota, Settings, campaign_directory
+from hermes.config import SETTINGS, Quota, Settings, campaign_directory
 from hermes.device import choose_precision
 from hermes.errors import BadRequestError, ConflictError
 from hermes.inference.predictor import Predictor
@@ -43,6 +44,7 @@ from hermes.submission import LabelArchive, match_structure
 from hermes.transforms.preparation import PreparationSpec
 
 MOST_STRUCTURES = 255  # label maps for viewers are 8 bit
+SERVED_FILE = "served.json"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,37 @@ class VersionInfo:
     metrics: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Served:
+    """How a campaign was served last.
+
+    Attributes:
+        studies: folder or URL of its images; "" where that is not known.
+        conf: the settings as `hermes.config.from_conf` reads them.
+    """
+
+    studies: str
+    conf: Mapping[str, str]
+
+
+def served_with(directory: Path) -> Served | None:
+    """What the campaign in ``directory`` was served with last, by its server's note, else by its newest version.
+
+    None where it has neither: it was last served by a version of Hermes that kept no note, and never trained.
+    """
+    try:
+        noted = json.loads((directory / SERVED_FILE).read_text(encoding="utf-8"))
+        studies, settings = str(noted["studies"]), dict(noted["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        trained = sorted((directory / "models").glob("v[0-9]*/manifest.json"))
+        if not trained:
+            return None
+        studies, settings = "", dict(read_manifest(trained[-1].parent).settings)
+    known = {setting.name for setting in SETTINGS}
+    conf = {name: str(value) for name, value in settings.items() if name in known}
+    return Served(studies, conf) if "structures" in conf else None
+
+
 class Workspace:
     """Everything that belongs to one campaign."""
 
@@ -104,7 +137,7 @@ class Workspace:
             CheckpointError: the serving model cannot be read.
             BadRequestError: the settings name structures that cannot be bound.
         """
-        self.settings = settings
+        self.settings, self.studies = settings, studies
         self.directory = campaign_directory(settings, studies)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.versions = VersionStore(self.directory / "models", base=settings.model or starter)
@@ -118,6 +151,14 @@ class Workspace:
         self._lock = threading.Lock()
         self._bound: tuple[tuple[str, tuple[NewStructure, ...]], Bindings] | None = None
         self.bindings()
+
+    def note_served(self) -> None:
+        """Keep what this campaign is served on and with, for commands that open it later: see `served_with`."""
+        model = self.settings.model
+        settings = self.settings.to_conf() | {"model": str(model.absolute()) if model else ""}
+        studies = self.studies if "://" in self.studies else str(Path(self.studies).absolute())
+        noted = json.dumps({"studies": studies, "settings": settings}, indent=1)
+        write_atomically(self.directory / SERVED_FILE, noted)
 
     # -------------------------------------------------------------- structures
 

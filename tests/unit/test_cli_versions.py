@@ -20,7 +20,7 @@ from hermes.records import LabelMap
 from hermes.submission import Submission
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.writing import write_label_map
-from hermes.workspace import Workspace
+from hermes.workspace import Workspace, served_with
 
 GRID = Grid((24, 24, 24), np.diag([4.0, 4.0, 4.0, 1.0]))
 GATE = {"report": {"gate": {"reason": "because", "mean_before": 0.5, "mean_after": 0.25}}}
@@ -112,6 +112,58 @@ def test_preflight(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (studies / "image.nii.gz").unlink()
     assert run(studies, "preflight") == 1
     assert "image" in capsys.readouterr().err
+
+
+def test_the_settings_of_the_server_are_found(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conf = {"model": str(studies.parent / "base"), "modality": "CT", "structures": "liver,left kidney"}
+    Workspace(from_conf(conf), str(studies), starter=studies).note_served()
+    for place in (studies, studies / ".hermes"):
+        assert main(["preflight", str(place), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [(s["name"], s["cases"]) for s in found["structures"]] == [("liver", 1), ("left kidney", 0)]
+        assert found["used"] == ["image"]
+    assert main(["preflight", str(studies), "--json", "--conf", "structures=liver"]) == 0
+    assert [s["name"] for s in json.loads(capsys.readouterr().out)["structures"]] == ["liver"]
+
+
+def test_a_campaign_directory_of_its_own_knows_its_images(
+    studies: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (studies / ".hermes").rename(tmp_path / "elsewhere")
+    conf = {"model": str(tmp_path / "base"), "modality": "CT", "campaign_dir": str(tmp_path / "elsewhere")}
+    Workspace(from_conf(conf), str(studies), starter=studies).note_served()
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    assert main(["preflight", str(tmp_path / "moved"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["used"] == ["image"]
+
+
+def test_without_a_note_the_newest_version_tells_the_settings(
+    studies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["preflight", str(studies), "--conf", "modality=CT"]) == 0
+    assert "--conf" in capsys.readouterr().err  # neither is there: it says what may have to be passed
+    newest = studies / ".hermes" / "models" / "v0002-bbbbbb" / "manifest.json"
+    manifest = json.loads(newest.read_text(encoding="utf-8"))
+    manifest["settings"] = from_conf({"structures": "liver,spleen", "modality": "CT"}).to_conf()
+    newest.write_text(json.dumps(manifest), encoding="utf-8")
+    assert main(["preflight", str(studies), "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert [s["name"] for s in json.loads(said.out)["structures"]] == ["liver", "spleen"]
+    (studies / ".hermes" / "served.json").write_text("{", encoding="utf-8")
+    served = served_with(studies / ".hermes")
+    assert served is not None
+    assert served.conf["structures"] == "liver,spleen"
+
+
+def test_where_no_campaign_of_a_url_is_it_says_where_it_looked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["report", "http://127.0.0.1:9/dicom-web", "--json"]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / ".local") in said
+    assert "campaign_dir" in said
 
 
 def test_where_no_campaign_is_none_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hermes.errors import NothingToTrainError
-from hermes.training.preflight import CaseFacts, StructureCount, preflight, survey
+from hermes.training.preflight import CaseFacts, LeftOut, StructureCount, preflight, survey
 
 FACTS = (
     CaseFacts("a", {"liver": 100, "spleen": 7}),
@@ -59,3 +59,27 @@ def test_the_report_is_json() -> None:
             {"case_id": "e", "reason": "none of the requested structures is annotated"},
         ],
     }
+
+
+def test_an_image_of_several_labels_is_listed_once() -> None:
+    facts = [
+        CaseFacts("two", {"liver": 5}),
+        CaseFacts("two", {"spleen": 7}),
+        CaseFacts("bad", problem="not there"),
+        CaseFacts("bad", problem="not there"),
+        CaseFacts("bad", problem="damaged"),
+        CaseFacts("half", {"liver": 1}),
+        CaseFacts("half", {"pancreas": 1}),
+        CaseFacts("other", {"pancreas": 1}),
+        CaseFacts("other", absent=frozenset({"colon"})),
+    ]
+    report = survey(facts, ["liver", "spleen"])
+    assert report.used == ("two", "half")
+    assert [(one.name, one.cases, one.voxels) for one in report.structures] == [
+        ("liver", 2, 6),
+        ("spleen", 1, 7),
+    ]
+    assert report.skipped == (
+        LeftOut("bad", "not there; damaged"),
+        LeftOut("other", "none of the requested structures is annotated; it has colon, pancreas"),
+    )

@@ -193,6 +193,7 @@ class Parts:
     def serve(self, datastore: Datastore, scoring_methods: Mapping[str, Any]) -> None:
         """Begin what only the server process does."""
         self._store = datastore
+        self.workspace.note_served()
         Patients(datastore, self.studies).table()  # a table that cannot be read is said now
         training_guard.install(
             training_guard.Hooks(

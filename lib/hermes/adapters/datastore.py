@@ -28,6 +28,7 @@ from hermes.adapters.submitting import (
 )
 from hermes.campaign.records import LabelRecord
 from hermes.errors import BadImageError, BadLabelError, BadRequestError, ConflictError, NotFoundError
+from hermes.labelled import IMAGE_SUFFIXES
 from hermes.publish import write_atomically
 from hermes.records import NewStructure, Volume
 from hermes.submission import LabelArchive
@@ -36,7 +37,7 @@ from hermes.transforms.writing import write_label_map
 
 logger = logging.getLogger(__name__)
 
-IMAGE_PATTERNS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
+IMAGE_PATTERNS = tuple(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
 _KEPT_BY_THE_STORE = frozenset({"name", "path", "ts"})
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from monailabel.interfaces.datastore import Datastore
 
-from hermes.adapters.datastore import IMAGE_PATTERNS
 from hermes.errors import BadRequestError
+from hermes.labelled import IMAGE_SUFFIXES
 from hermes.types import CaseId
 
 PATIENTS_FILE = "patients.csv"
@@ -59,5 +59,4 @@ class Patients:
 def _id_of(name: str) -> CaseId:
     """The id of an image that may be written with the suffix of its file."""
     clean = name.strip()
-    suffixes = (pattern.removeprefix("*") for pattern in IMAGE_PATTERNS)
-    return clean.removesuffix(next((s for s in suffixes if clean.endswith(s)), ""))
+    return clean.removesuffix(next((s for s in IMAGE_SUFFIXES if clean.endswith(s)), ""))

@@ -65,17 +65,19 @@ def _command(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
     command.add_argument(
-        "studies", metavar="STUDIES", help="folder or URL of studies, or the campaign's directory"
+        "studies", metavar="STUDIES", help="folder or URL of studies, pacs, or the campaign's directory"
     )
-    command.add_argument("--conf", default="", help='settings as the server has them, "key=value key=value"')
+    command.add_argument(
+        "--conf", default="", help='settings that differ from the server\'s, "key=value key=value"'
+    )
     return command
 
 
 def _open(given: argparse.Namespace) -> Workspace:
-    from hermes.cli.versions import open_campaign
+    from hermes.cli.versions import find_campaign
     from hermes.serve import APP, parse_conf
 
-    return open_campaign(given.studies, parse_conf(given.conf), starter=APP / "starter")
+    return find_campaign(given.studies, parse_conf(given.conf)).open(starter=APP / "starter")
 
 
 def _report(given: argparse.Namespace) -> int:
@@ -120,9 +122,9 @@ def _import(given: argparse.Namespace) -> int:
     from hermes.campaign.transfer import read_json
     from hermes.cli.versions import DATABASE
     from hermes.config import campaign_directory, from_conf
-    from hermes.serve import parse_conf
+    from hermes.serve import parse_conf, resolve_studies
 
-    directory = campaign_directory(from_conf(parse_conf(given.conf)), given.studies)
+    directory = campaign_directory(from_conf(parse_conf(given.conf)), resolve_studies(given.studies))
     state = given.source / STATE_FILE if given.source.is_dir() else given.source
     if not state.is_file():
         msg = f"Expected a file or folder of `hermes export`, there is no {str(state)!r}."

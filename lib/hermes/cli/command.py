@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from hermes.cli.browsing import Entry
     from hermes.cli.segmenting import Job, Outcome, Progress
+    from hermes.cli.versions import Found
     from hermes.workspace import Workspace
 
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
@@ -317,7 +318,7 @@ def _add_campaign(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     for name, (about, run) in abouts.items():
         command = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         command.add_argument(
-            "studies", metavar="STUDIES", help="folder or URL of studies, or the campaign's directory"
+            "studies", metavar="STUDIES", help="folder or URL of studies, pacs, or the campaign's directory"
         )
         if name == "rollback":
             command.add_argument(
@@ -331,16 +332,22 @@ def _add_campaign(commands: argparse._SubParsersAction[argparse.ArgumentParser])
                 "--structures", help="refuse when one of these, separated by commas, is in no case"
             )
         command.add_argument(
-            "--conf", default="", help='settings as the server has them, "key=value key=value"'
+            "--conf", default="", help='settings that differ from the server\'s, "key=value key=value"'
         )
         command.set_defaults(run=run)
 
 
-def _campaign(given: argparse.Namespace) -> Workspace:
-    from hermes.cli.versions import open_campaign
-    from hermes.serve import APP, parse_conf
+def _found(given: argparse.Namespace) -> Found:
+    from hermes.cli.versions import find_campaign
+    from hermes.serve import parse_conf
 
-    return open_campaign(given.studies, parse_conf(given.conf), starter=APP / "starter")
+    return find_campaign(given.studies, parse_conf(given.conf))
+
+
+def _campaign(given: argparse.Namespace) -> Workspace:
+    from hermes.serve import APP
+
+    return _found(given).open(starter=APP / "starter")
 
 
 def _versions(given: argparse.Namespace) -> int:
@@ -364,20 +371,10 @@ def _rollback(given: argparse.Namespace) -> int:
 
 
 def _preflight(given: argparse.Namespace) -> int:
-    from dataclasses import replace
+    from hermes.cli.versions import preflight, structure_line
 
-    from hermes.cli.versions import image_finder, structure_line
-    from hermes.rounds import RoundOptions, preflight_of
-    from hermes.serve import IMAGE_SUFFIXES
-    from hermes.submission import match_structure
-
-    workspace = _campaign(given)
-    known = workspace.bindings().structures
-    asked = tuple(match_structure(name, known) for name in _names(given.structures) or ())
-    options = replace(RoundOptions.of(workspace.settings), structures=asked)
-    finder = image_finder(given.studies, IMAGE_SUFFIXES)
     try:
-        found = preflight_of(workspace, finder, options).to_json()
+        found = preflight(_found(given), _names(given.structures) or ())
     except ConflictError as error:
         sys.stderr.write(f"hermes preflight: {error}\n")
         return FAILED

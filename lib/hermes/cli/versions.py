@@ -5,36 +5,79 @@ They open the campaign beside a running server, which follows the pointer at its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hermes.config import campaign_directory, from_conf
 from hermes.errors import NotFoundError
+from hermes.labelled import IMAGE_SUFFIXES
+from hermes.rounds import RoundOptions, preflight_of
+from hermes.serve import APP, resolve_studies
+from hermes.submission import match_structure
 from hermes.types import CaseId
-from hermes.workspace import VersionInfo, Workspace
+from hermes.workspace import VersionInfo, Workspace, served_with
 
 DATABASE = "campaign.sqlite"
 
 
-def open_campaign(place: str, conf: Mapping[str, str], *, starter: Path) -> Workspace:
-    """The campaign on a folder (or URL) of studies, or in a campaign's own directory.
+@dataclass(frozen=True)
+class Found:
+    """A campaign on this disk.
+
+    Attributes:
+        directory: that holds its database.
+        studies: folder or DICOMweb URL of its images.
+        conf: its settings: those of its server, and on top of them those of the command line.
+    """
+
+    directory: Path
+    studies: str
+    conf: Mapping[str, str]
+
+    @property
+    def on_pacs(self) -> bool:
+        """Whether its images lie on a DICOMweb server."""
+        return "://" in self.studies
+
+    def open(self, *, starter: Path) -> Workspace:
+        """The campaign, to work with; ``starter`` is the model where its settings name none."""
+        return Workspace(from_conf(self.conf), self.studies, starter=starter)
+
+
+def find_campaign(place: str, conf: Mapping[str, str]) -> Found:
+    """The campaign on a folder or DICOMweb URL of studies, of the word ``pacs``, or in its own directory.
 
     Args:
-        place: the studies, or the directory that holds the campaign's database.
-        conf: further settings, as the server was given them.
-        starter: the model that a campaign begins with where ``conf`` names none.
+        place: as ``make serve STUDIES=...`` was given it, or the directory that holds the campaign's database.
+        conf: settings that differ from what the campaign was served with.
 
     Raises:
         NotFoundError: there is no campaign.
+        PacsError: the sample PACS, which ``pacs`` stands for, does not run.
     """
-    inside = "://" not in place and (Path(place) / DATABASE).is_file()
-    settings = from_conf({**conf, "campaign_dir": place} if inside else conf)
-    directory = campaign_directory(settings, place)
+    studies = resolve_studies(place)
+    inside = "://" not in studies and (Path(studies) / DATABASE).is_file()
+    directory = Path(studies).absolute() if inside else campaign_directory(from_conf(conf), studies)
     if not (directory / DATABASE).is_file():
-        msg = f"Expected a campaign in {place!r}, there is none. Name the folder of studies that was served."
+        msg = (
+            f"Expected a campaign of {place!r} in {str(directory)!r}, there is none. Name the folder or URL that was served; "
+            'where its server was given a campaign_dir, name that directory, or pass --conf "campaign_dir=DIR".'
+        )
         raise NotFoundError(msg)
-    return Workspace(settings, place, starter=starter)
+    served = served_with(directory)
+    if served is None and "structures" not in conf:
+        sys.stderr.write(
+            "hermes: this campaign does not say which settings it was served with. Where they are not the defaults, pass "
+            'them: --conf "structures=... model=..."\n'
+        )
+    kept = served.conf if served is not None else {}
+    if inside:
+        noted = served.studies if served is not None else ""
+        studies = noted if "://" in noted or directory.name != ".hermes" else str(directory.parent)
+    return Found(directory, studies or place, {**kept, **conf, "campaign_dir": str(directory)})
 
 
 def line_of(version: VersionInfo) -> list[str]:
@@ -54,11 +97,38 @@ def structure_line(count: Mapping[str, Any]) -> list[str]:
     return [str(count["name"]), *(str(count[key]) for key in ("cases", "voxels", "absent"))]
 
 
-def image_finder(studies: str, suffixes: tuple[str, ...]) -> Callable[[CaseId], Path]:
+def preflight(found: Found, structures: Sequence[str]) -> dict[str, Any]:
+    """What a training would find in the labels of a campaign, as JSON.
+
+    Args:
+        found: the campaign.
+        structures: that have to be drawn in a case; empty: any will do.
+
+    Raises:
+        NothingToTrainError: it would not begin.
+        UnknownStructureError: a structure that the campaign does not label.
+    """
+    if found.on_pacs:
+        from hermes.adapters.build import build  # brings monailabel, which takes seconds
+
+        parts = build(str(APP), found.studies, found.conf)
+        parts.dicomweb(found.studies)
+        return parts.preflight(_options(parts.workspace, structures))
+    workspace = found.open(starter=APP / "starter")
+    return preflight_of(workspace, image_finder(found.studies), _options(workspace, structures)).to_json()
+
+
+def _options(workspace: Workspace, structures: Sequence[str]) -> RoundOptions:
+    known = workspace.bindings().structures
+    asked = tuple(match_structure(name, known) for name in structures)
+    return replace(RoundOptions.of(workspace.settings), structures=asked)
+
+
+def image_finder(studies: str) -> Callable[[CaseId], Path]:
     """Image id -> its file in a folder of studies."""
 
     def path(image_id: CaseId) -> Path:
-        found = [p for s in suffixes if (p := Path(studies) / f"{image_id}{s}").is_file()]
+        found = [p for s in IMAGE_SUFFIXES if (p := Path(studies) / f"{image_id}{s}").is_file()]
         if not found:
             msg = f"Expected image {image_id!r} in the folder of studies, it is not there."
             raise NotFoundError(msg)

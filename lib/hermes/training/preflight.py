@@ -62,8 +62,9 @@ class PreflightReport:
 
     Attributes:
         structures: every requested one, in the order of the request.
-        used: ids of the cases that have something of them, drawn or absent.
-        skipped: the other cases.
+        used: ids of the cases that have something of them, drawn or absent, each once.
+        skipped: the other cases, each once, with all that was found; and those of which one of several labels
+            cannot be used.
     """
 
     structures: tuple[StructureCount, ...]
@@ -85,21 +86,31 @@ class PreflightReport:
 
 
 def survey(facts: Iterable[CaseFacts], requested: Sequence[str]) -> PreflightReport:
-    """What a training of the ``requested`` structures on these cases would see; refuses nothing."""
+    """What a training of the ``requested`` structures on these cases would see; refuses nothing.
+
+    A case of several labels, by several annotators, has several ``facts``.
+    """
     used: list[CaseFacts] = []
-    skipped: list[LeftOut] = []
+    damaged: dict[str, list[str]] = {}
+    others: dict[str, set[str]] = {}
     wanted = set(requested)
     for one in facts:
-        drawn = {name for name, voxels in one.voxels.items() if voxels > 0}
+        annotated = {name for name, voxels in one.voxels.items() if voxels > 0} | one.absent
         if one.problem is not None:
-            skipped.append(LeftOut(one.case_id, one.problem))
-        elif not wanted & (drawn | one.absent):
-            others = f"; it has {', '.join(sorted(drawn | one.absent))}" if drawn | one.absent else ""
-            skipped.append(LeftOut(one.case_id, f"none of the requested structures is annotated{others}"))
-        else:
+            damaged.setdefault(one.case_id, []).append(one.problem)
+        elif wanted & annotated:
             used.append(one)
+        else:
+            others.setdefault(one.case_id, set()).update(annotated)
+    ids = dict.fromkeys(one.case_id for one in used)
+    reasons = {case: list(dict.fromkeys(found)) for case, found in damaged.items()}
+    for case, names in others.items():
+        if case not in ids:
+            has = f"; it has {', '.join(sorted(names))}" if names else ""
+            reasons.setdefault(case, []).append(f"none of the requested structures is annotated{has}")
     counts = tuple(_count(name, used) for name in dict.fromkeys(requested))
-    return PreflightReport(counts, tuple(one.case_id for one in used), tuple(skipped))
+    skipped = tuple(LeftOut(case, "; ".join(found)) for case, found in reasons.items())
+    return PreflightReport(counts, tuple(ids), skipped)
 
 
 def _count(name: str, used: Sequence[CaseFacts]) -> StructureCount:
