@@ -325,8 +325,24 @@ def test_progress_counts_every_window_and_stopping_stops() -> None:
     assert len(net.passes) == 3
 
 
-def test_what_is_kept_does_not_grow_with_the_volume(monkeypatch) -> None:
-    def most_kept(depth: int) -> int:
+@pytest.mark.parametrize("size", list(itertools.permutations((33, 60, 100))))
+@pytest.mark.parametrize("tasks", [2, 5])
+def test_any_order_of_axes_with_windows_of_any_shape(size, tasks) -> None:
+    array = volume(size)
+    settings = replace(SETTINGS, window=(32, 48, 16))
+    box = ((3, 30), (20, 33), (10, 32))
+    for roi in (None, box):
+        result = segment(FakeNet(), array, request(tasks, roi=roi), settings, device=CPU)
+        average = plain_average(array, range(tasks), settings)
+        if roi is None:
+            check(result, average)
+        inside = tuple(slice(*bounds) for bounds in box)
+        assert np.mean(result.labels[inside] == labels_of(average)[inside]) > 0.999
+        assert result.labels.flags.c_contiguous
+
+
+def test_what_is_kept_grows_with_no_axis_but_the_shorter_ones(monkeypatch) -> None:
+    def most_kept(*size: int) -> int:
         most = 0
         original = hermes.inference.engine._Run._finish
 
@@ -337,7 +353,8 @@ def test_what_is_kept_does_not_grow_with_the_volume(monkeypatch) -> None:
 
         with monkeypatch.context() as patch:
             patch.setattr(hermes.inference.engine._Run, "_finish", watched)
-            segment(FakeNet(), volume((depth, 64, 32)), request(5), SETTINGS, device=CPU)
+            segment(FakeNet(), volume(size), request(5), SETTINGS, device=CPU)
         return most
 
-    assert most_kept(160) == most_kept(80)
+    kept = most_kept(80, 64, 32)
+    assert kept == most_kept(160, 64, 32) == most_kept(64, 160, 32) == most_kept(32, 64, 160)

@@ -1,9 +1,10 @@
 """Sliding-window inference whose memory does not grow with tasks times volume.
 
-Windows are visited line by line (x fastest), each exactly once, on a CPU some side by side. What a window gave is
-kept in its smaller form: feature maps and classifier weights, or the probabilities where fewer tasks than channels
-were asked. As soon as no later window reaches a region it is final: slab by slab the probabilities of all tasks are
-computed from what was kept, averaged over the windows, reduced to labels and a few sums, and forgotten.
+Windows are visited line by line, the axis with the most windows slowest, each exactly once, on a CPU some side by
+side. What a window gave is kept in its smaller form: feature maps and classifier weights, or the probabilities where
+fewer tasks than channels were asked. As soon as no later window reaches a region it is final: slab by slab the
+probabilities of all tasks are computed from what was kept, averaged over the windows, reduced to labels and a few
+sums, and forgotten.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from hermes.inference.memory import (
     out_of_memory_as_one,
     plan_for,
 )
-from hermes.inference.reduction import Reduction, SlabSummary, TaskSums
+from hermes.inference.reduction import Reduction, SlabSummary, TaskSums, strides_of
 from hermes.inference.tokens import ImageTokens, TokenSums, token_sums
-from hermes.inference.windows import Box, Layout, Shape, Weighting, cut, is_air, slabs_of
+from hermes.inference.windows import Box, Layout, Order, Shape, Weighting, cut, is_air, slabs_of
 
 Precision = Literal["fp32", "bf16"]
 
@@ -196,7 +197,11 @@ _Encoded: TypeAlias = tuple[Tensor, Tensor, "TokenSums | None"]
 
 
 class _Run:
-    """One run over one volume: the state that lives between windows."""
+    """One run over one volume: the state that lives between windows.
+
+    Here z, y and x are the slowest, the next and the fastest axis of `Order`; only what the network sees, and what the caller
+    gets, has the axes of the volume.
+    """
 
     def __init__(
         self,
@@ -207,11 +212,14 @@ class _Run:
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.net, self.array, self.request, self.settings = net, array, request, settings
+        self.net, self.array, self.settings = net, array, settings
         self.device, self.should_stop = device, should_stop
         self._is_gpu = device.type == "cuda"
-        depth, height, width = (int(size) for size in array.shape)
-        self.layout = Layout.over((depth, height, width), settings.window, settings.overlap)
+        shape = int(array.shape[0]), int(array.shape[1]), int(array.shape[2])
+        self.order = Order.of(Layout.over(shape, settings.window, settings.overlap))
+        turn = self.order.turn
+        self.request = dataclasses.replace(request, roi=request.roi and turn(request.roi))
+        self.layout = Layout.over(turn(shape), turn(settings.window), settings.overlap)
         self.visits = [
             [(line, (z, y, x)) for line, y in enumerate(ys) for x in xs if self._is_wanted((z, y, x))]
             for zs, ys, xs in [self.layout.starts]
@@ -222,8 +230,9 @@ class _Run:
             max(1, settings.batch) * self.lanes.count
         )  # windows at a time; the plan's when there is one
         self.reduction = Reduction(
-            (depth, height, width),
+            turn(shape),
             request.containers,
+            strides=turn(strides_of(shape)),
             with_map=settings.uncertainty_map,
             with_sums=settings.findings,
             pairs=request.pairs,
@@ -261,6 +270,8 @@ class _Run:
         reduced = self.reduction.result()
         values = {item.name: getattr(reduced, item.name) for item in dataclasses.fields(reduced)}
         skipped = len(self.layout) - total
+        for name in ("labels", "uncertainty_map"):
+            values[name] = None if values[name] is None else self.order.array_back(values[name])
         tokens = None if self.tokens is None else self.tokens.means()
         return Segmentation(
             **values, tokens=tokens, windows=total, windows_skipped=skipped, plan=self.plan,
@@ -279,8 +290,12 @@ class _Run:
             for first, length, (low, high) in zip(start, self.layout.window, box, strict=True)
         ):
             return False
-        part = cut(self.array, start, self.layout.window) if self.settings.skip_air else None
+        part = self._cut(start) if self.settings.skip_air else None
         return part is None or not is_air(part, self.request.air_level)
+
+    def _cut(self, start: Shape) -> NDArray[np.float32]:
+        """A window as the network sees it."""
+        return cut(self.array, self.order.turn_back(start), self.settings.window)
 
     def _visit(self, row: int, batch: Sequence[Shape]) -> None:
         """Runs some windows of one row and keeps what they gave; all of them or, out of memory, none."""
@@ -311,6 +326,7 @@ class _Run:
         if by_probability:
             logits = torch.bmm(weights, features.flatten(2).float())
             features = logits.sigmoid_().view(*weights.shape[:2], *features.shape[2:])
+        features = features.permute(0, 1, *(2 + axis for axis in self.order.axes))
         dtype = torch.float16 if plan.half and features.dtype == torch.float32 else features.dtype
         pieces: list[tuple[int, Piece]] = []
         for number in range(row, len(self.layout.starts[0])):
@@ -325,7 +341,7 @@ class _Run:
 
     def _encode(self, batch: Sequence[Shape]) -> _Encoded:
         """What the network gives for some windows of one row."""
-        windows = np.stack([cut(self.array, start, self.layout.window) for start in batch])
+        windows = np.stack([self._cut(start) for start in batch])
         rows, modality = self.request.rows, self.request.modality_row
         encoded = encode(self.net, windows, rows, modality, self.device, self.settings.precision)
         sums = token_sums(encoded) if self.settings.findings else None

@@ -89,12 +89,20 @@ class SlabSummary:
     products: NDArray[np.float64] | None = None
 
 
+def strides_of(size: Shape) -> Shape:
+    """Along (z, y, x): every how many voxels of a volume enter the sums."""
+    if size[1] * size[2] <= DENSE_VOXELS:
+        return 1, 1, 1
+    return (1 if size[0] <= DENSE_PLANES else 2), 2, 2
+
+
 class Reduction:
     """Takes slabs in any order, each voxel once.
 
     Args:
-        size: of the volume, (z, y, x).
+        size: of the volume, along the axes of the slabs.
         containers: see :func:`hermes.inference.labelmap.resolve`; one entry per task.
+        strides: along the same axes, which voxels enter the sums; see :func:`strides_of`.
         with_map: whether to make an uncertainty map.
         with_sums: whether to sum what :class:`TaskSums` holds.
         pairs: tasks of which the products are summed.
@@ -105,6 +113,7 @@ class Reduction:
         size: Shape,
         containers: Containers,
         *,
+        strides: Shape = (1, 1, 1),
         with_map: bool,
         with_sums: bool = False,
         pairs: Sequence[tuple[int, int]] = (),
@@ -116,8 +125,7 @@ class Reduction:
         self._containers = containers
         self._labels: NDArray[Any] = np.zeros(size, dtype=np.uint8 if tasks < 256 else np.uint16)
         self._map = np.zeros(size, dtype=np.float16) if with_map else None
-        dense = size[1] * size[2] <= DENSE_VOXELS
-        self._strides = (1 if dense or size[0] <= DENSE_PLANES else 2, *([1, 1] if dense else [2, 2]))
+        self._strides = strides
         self._presence = np.zeros(tasks, dtype=np.float32)
         self._entropy = np.zeros(tasks, dtype=np.float64)
         self._voxels = np.zeros(tasks, dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ Shape = tuple[int, int, int]
 """Sizes or positions along (z, y, x) in voxels of the model grid."""
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """First voxel and one beyond the last along (z, y, x) of the model grid."""
+
+T = TypeVar("T")
+S = TypeVar("S", bound=np.generic)
 
 MULTIPLE = 16
 """Networks halve their input four times."""
@@ -70,6 +73,37 @@ class Layout:
         """What only windows up to ``number`` reach: from its start to the next one's, or to the border."""
         starts = self.starts[axis]
         return starts[number], starts[number + 1] if number + 1 < len(starts) else self.size[axis]
+
+
+@dataclass(frozen=True)
+class Order:
+    """The axes of a volume from the slowest to the fastest in which windows are visited.
+
+    What windows gave is kept until no later one reaches it: a layer of windows across the slowest axis. With the axis of the
+    most windows slowest that layer is the smallest. Axes with as many windows stay in the order (z, y, x).
+    """
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+
+    @classmethod
+    def of(cls, layout: Layout) -> Order:
+        """The order that keeps the least."""
+        first, second, third = sorted(range(3), key=lambda axis: -len(layout.starts[axis]))
+        return cls((first, second, third))
+
+    def turn(self, values: tuple[T, T, T]) -> tuple[T, T, T]:
+        """Something per axis (z, y, x) in this order."""
+        first, second, third = self.axes
+        return values[first], values[second], values[third]
+
+    def turn_back(self, values: tuple[T, T, T]) -> tuple[T, T, T]:
+        """Something in this order per axis (z, y, x)."""
+        z, y, x = (values[self.axes.index(axis)] for axis in range(3))
+        return z, y, x
+
+    def array_back(self, array: NDArray[S]) -> NDArray[S]:
+        """A volume in this order with its axes (z, y, x), contiguous."""
+        return np.ascontiguousarray(array.transpose(self.turn_back((0, 1, 2))))
 
 
 def slabs_of(box: Box, voxels: int) -> list[Box]:
