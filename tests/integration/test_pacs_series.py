@@ -238,6 +238,35 @@ def test_bad_series_are_left_out_with_their_reason_and_block_nobody(site: Site) 
         assert run_infer(task, {**request, "image": bad["slice is missing"]}, pacs.store, None)["file"]
 
 
+def test_a_series_is_offered_only_after_it_was_looked_at(site: Site) -> None:
+    """However fast somebody asks; and who was given one that turns out to be unusable does not keep it."""
+    case = make_case("PhantomAbdomenCT", 3, size="tiny", plain_axes=True)
+    with site.campaign("one", start=False) as (parts, pacs):
+        campaign = parts.workspace.campaign
+        first = parts.strategies()["first"]
+
+        def offered(who: str) -> dict[str, Any]:
+            pacs.index.expire()
+            campaign.sync_images(pacs.store.list_images(), pacs.store.patient_of)
+            return dict(first({"client_id": who}, pacs.store))
+
+        before = offered("anna")
+        assert (before["id"], "2 new ones are looked at first" in before["reason"]) == (None, True)
+        pacs._inspector.look()
+        given = [offered(who)["id"] for who in ("anna", "bert")]
+        assert set(given) == set(site.cases)
+        bad, files = changed(case, "Localiser", site.root, localiser)
+        store(site.orthanc.dicomweb, files)
+        assert offered("carla")["id"] is None
+        # An earlier server may have given it away before anybody had looked.
+        assert campaign.assignments.take(bad, "carla", 3600, parts.queue.wish) is not None
+        pacs._inspector.look()
+        assert {lease.image_id for lease in campaign.assignments.leases()} == set(given)
+        last = offered("carla")
+        assert last["id"] is None
+        assert "new ones" not in last["reason"]
+
+
 def test_a_series_of_several_volumes_gives_several_images(site: Site) -> None:
     case = make_case("PhantomAbdomenMR", 1, size="tiny", plain_axes=True)
     uid, files = changed(case, "Echoes", site.root, lambda slices: None)

@@ -16,6 +16,14 @@ from hermes.submission import match_structure
 from hermes.types import StructureName
 
 
+def _to_offer(datastore: Datastore) -> tuple[list[str], int]:
+    """The images that may be offered, and how many more there are of which nobody knows yet whether they can be used."""
+    offerable: Callable[[], list[str]] | None = getattr(datastore, "offerable_images", None)
+    if offerable is None:
+        return datastore.list_images(), 0
+    return offerable(), datastore.waiting_to_be_inspected()
+
+
 class HermesStrategy(MonaiStrategy):  # type: ignore[misc]
     """Offers the next image by one of our strategies."""
 
@@ -35,6 +43,10 @@ class HermesStrategy(MonaiStrategy):  # type: ignore[misc]
         names = names_in(request, "structures") or ()
         labelled = self._structures() if names else ()
         asked = [match_structure(name, labelled) for name in names if name != EVERYTHING]
-        offer = self._queue.offer(self._strategy, datastore.list_images(), annotator_of(request), asked)
-        answer = {"id": offer.image_id, "reason": offer.reason, "missing": list(offer.structures)}
+        images, unknown = _to_offer(datastore)
+        offer = self._queue.offer(self._strategy, images, annotator_of(request), asked)
+        reason = offer.reason
+        if offer.image_id is None and unknown:
+            reason = f"{reason} {unknown} new ones are looked at first: ask again in a few seconds."
+        answer = {"id": offer.image_id, "reason": reason, "missing": list(offer.structures)}
         return answer | {"reserved_until": offer.until, "revisit": offer.revisit}

@@ -20,7 +20,7 @@ from sqlalchemy import func, select, update
 
 from hermes.campaign import events, reviews, rows, runs
 from hermes.campaign.agreements import Agreements
-from hermes.campaign.assignments import Assignments, label_came
+from hermes.campaign.assignments import Assignments, end_leases, label_came
 from hermes.campaign.board import Board
 from hermes.campaign.confirmed import ConfirmedStructures
 from hermes.campaign.database import Database
@@ -156,11 +156,15 @@ class Campaign:
     def quarantine(self, image_id: CaseId, reason: str | None) -> None:
         """Keeps an unusable image out of training and of what is offered; ``None`` lets it back in.
 
+        Nobody has it reserved from then on.
+
         Raises:
             NotFoundError: the campaign has no such image.
         """
         with self._database.write() as session:
             rows.known_image(session, image_id).quarantined_reason = reason
+            if reason is not None:
+                end_leases(session, image_id, None, self._clock())
             note(session, self._clock(), events.IMAGE_QUARANTINED, image=image_id, reason=reason)
 
     # ------------------------------------------------------------------ labels

@@ -163,7 +163,7 @@ class Pacs:
             "calls": self.client.calls,
             "series": len(listing.series),
             "images": len(self.store.images(listing)),
-            "waiting_to_be_inspected": sum(self.files.inspected(s) is None for s in listing.series.values()),
+            "waiting_to_be_inspected": self.store.waiting_to_be_inspected(),
             "label_objects": len(listing.objects),
             "waiting_to_be_read": self._labels.waiting if self._labels is not None else 0,
             "uploads": {

@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 15.0
 """How old the lists may be while nobody asks but the server itself."""
+FIRST_LOOK_S = 2.0
+"""How long an offer waits for a first image that was looked at."""
+_POLL_S = 0.05
 _FINAL = DefaultLabelTag.FINAL.value
 _KEPT_BY_THE_STORE = frozenset({"name", "path", "ts", "annotated", "version", "source"})
 
@@ -124,6 +128,32 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
     def list_images(self) -> list[str]:
         """Ids of all images."""
         return list(self.images())
+
+    def offerable_images(self) -> list[str]:
+        """Ids of the images whose series was looked at as it is now, and has something usable: nobody gets another.
+
+        Where there is none yet, as after the very first start, the first looks are waited for a little.
+        """
+        ends = time.monotonic() + FIRST_LOOK_S
+        while True:
+            found = self._looked_at(self._behind.index.current())
+            if found or not self.waiting_to_be_inspected() or time.monotonic() > ends:
+                return found
+            time.sleep(_POLL_S)
+
+    def _looked_at(self, listing: Listing) -> list[str]:
+        found = ((series, self._behind.files.inspected(series)) for series in listing.series.values())
+        return [
+            image.id
+            for series, seen in found
+            if seen is not None and seen.refusal is None
+            for image in images_of(series, seen)
+        ]
+
+    def waiting_to_be_inspected(self) -> int:
+        """How many series nobody has looked at yet as they are now."""
+        behind = self._behind
+        return sum(behind.files.inspected(s) is None for s in behind.index.listing.series.values())
 
     def known_images(self) -> list[str]:
         """Ids of all images as they were some seconds ago: what is asked all the time does not keep the PACS busy."""
