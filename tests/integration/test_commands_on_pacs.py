@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,11 @@ def campaign(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(serve, "CAMPAIGNS", tmp_path)
     case = make_case("PhantomAbdomenCT", 1, size="tiny")
-    orthanc = pacs.start_in_background(tmp_path / "pacs", pacs.free_port())
+    line = [sys.executable, "-m", "hermes.pacs", "start", "--empty", "--directory", str(tmp_path / "pacs")]
+    subprocess.run([*line, "--port", str(pacs.free_port())], check=True, capture_output=True)
     try:
+        orthanc = pacs.running_in(tmp_path / "pacs")
+        assert orthanc is not None
         pacs.store(orthanc.dicomweb, write_dicom_series(case, tmp_path / "series"))
         conf = {"structures": ",".join(STRUCTURES), "model": str(tiny_model), "labels_per_round": "0",
                 "holdout_share": "0", "score_images_per_round": "0"}  # fmt: skip
