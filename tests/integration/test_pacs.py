@@ -17,6 +17,7 @@ from fastapi import HTTPException
 
 from hermes.adapters.build import Parts, build
 from hermes.adapters.dicomweb.pacs import Pacs
+from hermes.campaign.records import ReviewState
 from hermes.dicom import read_segmentations, write_segmentation
 from hermes.geometry import Grid
 from hermes.labels.catalogue import find_structure
@@ -188,6 +189,14 @@ def test_a_label_goes_to_the_pacs_and_a_new_server_reads_it_back(site: Site) -> 
         assert (status["total"], status["completed"]) == (2, 1)
         versions = parts.workspace.campaign.labels(latest=False)
         assert [version.number for version in versions] == [1, 2]
+        for version, left in ((versions[1], 1), (versions[0], 0)):  # of the first, the spleen would be left
+            parts.workspace.campaign.reviews.review(
+                version.id, ReviewState.REJECTED, reviewer="bert", comment="no"
+            )
+            assert pacs.store.status()["completed"] == left
+        for version in versions:
+            parts.workspace.campaign.reviews.review(version.id, ReviewState.SUBMITTED, reviewer="bert")
+        assert pacs.store.status()["completed"] == 1
     objects = {int(data.InstanceNumber): data for data in site.segmentations(first)}
     assert sorted(objects) == [1, 2]
     read = read_segmentations([objects[1]], site.headers(first), structures=STRUCTURES)

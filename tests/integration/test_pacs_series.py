@@ -265,6 +265,8 @@ def test_a_series_is_offered_only_after_it_was_looked_at(site: Site) -> None:
         last = offered("carla")
         assert last["id"] is None
         assert "new ones" not in last["reason"]
+        status = pacs.store.status()
+        assert (status["total"], status["completed"], status["quarantined"]) == (2, 0, 1)
 
 
 def test_a_series_of_several_volumes_gives_several_images(site: Site) -> None:

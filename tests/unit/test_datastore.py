@@ -12,6 +12,7 @@ from fastapi import HTTPException
 
 from hermes.adapters.datastore import HermesLocalDatastore
 from hermes.campaign.campaign import Campaign
+from hermes.campaign.records import ReviewState
 from hermes.geometry import Grid
 from hermes.phantoms import PhantomCase, make_case, write_nifti
 from hermes.records import LabelMap
@@ -32,6 +33,7 @@ class Folder:
         return HermesLocalDatastore(
             str(self.root), structures=lambda: ("liver",), confirm=lambda new: None, archive=self.archive,
             record=self.record, auto_reload=False, read_only=False, withdraw=self.campaign.withdraw_label,
+            progress=self.campaign.progress.of,
         )  # fmt: skip
 
     def record(
@@ -141,3 +143,24 @@ def test_a_campaign_that_was_moved_finds_its_labels(folder: Folder, tmp_path: Pa
     (moved.root / "labels" / "final" / f"{image}.nii.gz").unlink()
     moved.archive.path(moved.campaign.labels()[0].path).unlink()
     assert moved.open().restore_copies(moved.campaign.labels()) == 0
+
+
+def test_rejected_labels_and_unusable_images_do_not_count(folder: Folder, tmp_path: Path) -> None:
+    store, name, campaign = folder.open(), folder.case.name, folder.campaign
+
+    def counts() -> tuple[int, int, int]:
+        status = store.status()
+        return status["total"], status["completed"], status["quarantined"]
+
+    assert counts() == (1, 0, 0)
+    store.save_label(name, str(folder.label(tmp_path, 5)), "final", dict(INFO))
+    assert counts() == (1, 1, 0)
+    label = campaign.labels()[0].id
+    campaign.reviews.review(label, ReviewState.REJECTED, reviewer="boss", comment="too large")
+    assert counts() == (1, 0, 0)
+    campaign.reviews.review(label, ReviewState.APPROVED, reviewer="boss")
+    assert counts() == (1, 1, 0)
+    campaign.quarantine(name, "cut off")
+    assert counts() == (0, 0, 1)
+    campaign.quarantine(name, None)
+    assert counts() == (1, 1, 0)

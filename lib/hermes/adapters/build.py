@@ -144,6 +144,7 @@ class Parts:
             archive=self.workspace.archive,
             record=self.record_label,
             withdraw=self.workspace.campaign.withdraw_label,
+            progress=self.workspace.campaign.progress.of,
             auto_reload=monai_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=monai_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hermes.adapters.submitting import (
     require_same_grid,
     sha256_of,
 )
+from hermes.campaign.progress import Progress
 from hermes.campaign.records import LabelRecord
 from hermes.errors import BadImageError, BadLabelError, BadRequestError, ConflictError, NotFoundError
 from hermes.labelled import IMAGE_SUFFIXES
@@ -58,6 +60,7 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         archive: LabelArchive,
         record: Record,
         withdraw: Callable[[str], object],
+        progress: Callable[[Iterable[str]], Progress],
         auto_reload: bool,
         read_only: bool,
     ) -> None:
@@ -71,11 +74,12 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             record: called with (image id, archived file, its sha256, submission, params) once a label is
                 safely on disk.
             withdraw: called with an image id when its submitted label is taken back.
+            progress: how far the labelling of these images is.
             auto_reload: watch the folder for new images.
             read_only: do not look for new images at the start.
         """
         self._intake = Intake(structures, confirm, archive, record)
-        self._archive, self._withdraw = archive, withdraw
+        self._archive, self._withdraw, self._progress = archive, withdraw, progress
         self._saving = threading.Lock()
         super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
 
@@ -142,6 +146,11 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         if tag == DefaultLabelTag.FINAL.value:
             self._withdraw(label_id)
 
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is noted of an image, without the place of its file on the server."""
+        info: dict[str, Any] = super().get_image_info(image_id)
+        return {key: value for key, value in info.items() if key != "path"}
+
     @answers_errors
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Merge ``info`` into what is noted of the image."""
@@ -175,6 +184,10 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
             raise ConflictError(msg)
         path: str = super().get_dataset_archive(limit_cases)
         return path
+
+    def status(self) -> dict[str, Any]:
+        """Counts for viewers: unusable images and rejected labels do not count."""
+        return {**super().status(), **asdict(self._progress(self.list_images()))}
 
     def require_image(self, image_id: str) -> None:
         """Nothing, if this is the id of an image here.

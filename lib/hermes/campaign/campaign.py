@@ -30,6 +30,7 @@ from hermes.campaign.holdout import HoldoutRule, enter_images, holdout_ids, pati
 from hermes.campaign.holdout_scores import HoldoutScores
 from hermes.campaign.models import EventRow, ImageRow, LabelRow, RunRow, ScoreRow, VersionRow
 from hermes.campaign.pacs_objects import PacsObjects
+from hermes.campaign.progress import Counting
 from hermes.campaign.records import (
     FINAL,
     Annotated,
@@ -77,6 +78,7 @@ class Campaign:
         self.reviews = reviews.Reviews(self._database, clock)
         self.agreements = Agreements(self._database)
         self.facts = Facts(self._database, clock)
+        self.progress = Counting(self.board())
         self._new_labels: tuple[tuple[int, int], int] | None = None
 
     def __enter__(self) -> Campaign:
@@ -242,14 +244,20 @@ class Campaign:
             return len(found)
 
     def labels(
-        self, tag: str = FINAL, *, latest: bool = True, image_id: CaseId | None = None
+        self,
+        tag: str = FINAL,
+        *,
+        latest: bool = True,
+        image_id: CaseId | None = None,
+        withdrawn: bool = False,
     ) -> list[LabelRecord]:
-        """The labels of a tag by image and number: the latest version of each image, or all versions; of one image."""
-        statement = (
-            select(LabelRow)
-            .where(LabelRow.tag == tag, LabelRow.withdrawn_at.is_(None))
-            .order_by(LabelRow.image_id, LabelRow.number)
-        )
+        """The labels of a tag by image and number: the latest version of each image, or all versions; of one image.
+
+        Those that were taken back are among them only with ``withdrawn``.
+        """
+        statement = select(LabelRow).where(LabelRow.tag == tag).order_by(LabelRow.image_id, LabelRow.number)
+        if not withdrawn:
+            statement = statement.where(LabelRow.withdrawn_at.is_(None))
         if image_id is not None:
             statement = statement.where(LabelRow.image_id == image_id)
         with self._database.read() as session:

@@ -12,7 +12,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -505,15 +505,17 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
     def status(self) -> dict[str, Any]:
         """Counts for viewers, and how the PACS does; never fails."""
         images, index = self.images(), self._behind.index
-        labelled = self._behind.campaign.labelled_ids()
+        labelled, progress = (
+            self._behind.campaign.labelled_ids(),
+            self._behind.campaign.progress.of(images),
+        )
         tags: dict[str, int] = {_FINAL: sum(image_id in labelled for image_id in images)}
         for image_id, names in self._predictions.tags().items():
             for name in names if image_id in images else ():
                 tags[name] = tags.get(name, 0) + 1
         uploads = self._behind.uploads.counts()
         return {
-            "total": len(images),
-            "completed": tags[_FINAL],
+            **asdict(progress),
             "label_tags": {name: count for name, count in tags.items() if count},
             "pacs": {"reachable": index.error is None, "error": index.error, "uploads": uploads},
         }
