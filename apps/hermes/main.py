@@ -12,7 +12,6 @@ from monailabel.interfaces.datastore import Datastore
 import hermes
 from hermes.adapters.build import build
 from hermes.adapters.errors import answers_errors
-from hermes.adapters.images import known_path
 from hermes.adapters.infer import run_infer
 from hermes.adapters.sessions import HermesSessions
 from hermes.errors import BadRequestError, NotFoundError
@@ -76,7 +75,8 @@ class HermesApp(MONAILabelApp):  # type: ignore[misc]
         if sample["id"] is None:
             # Viewers take an answer without id for "nothing left"; an error status would be shown as a crash.
             raise HTTPException(status_code=200, detail=sample["reason"])
-        return {**sample, "path": known_path(self._datastore, sample["id"])}
+        # 3D Slicer opens the file of this name on its own disk, which may be another image; without one it downloads.
+        return {**sample, "path": ""}
 
     @answers_errors
     def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:

@@ -186,3 +186,43 @@ def test_a_header_that_names_nobody_is_refused(server: Server) -> None:
     assert "X-Remote-User" in answer.json()["detail"]
     assert server.get("/hermes/queue?client_id=%0A").status_code == 400
     assert server.get("/hermes/queue").status_code == 200
+
+
+def test_a_sample_does_not_tell_where_the_image_lies(server: Server) -> None:
+    sample = ask(server, "gil")
+    assert sample["path"] == ""
+    assert sample["name"] == f"{sample['id']}.nii.gz"  # 3D Slicer stores its download under it
+    told = server.get("/datastore/image/info", params={"image": sample["id"]})
+    for text in (json.dumps(sample), told.text):
+        assert str(server.studies) not in text
+    image = server.get("/datastore/image", params={"image": sample["id"]})
+    assert image.content == (server.studies / f"{sample['id']}.nii.gz").read_bytes()
+    assert act(server, "release", client_id="gil", image=sample["id"]).json()["released"] is True
+
+
+def test_withdrawn_versions_stay_in_the_list(
+    server: Server, truth: Callable[..., tuple[Path, dict[str, Any]]]
+) -> None:
+    image = sorted(server.cases)[-1]
+    file, params = truth(server.cases[image])
+    for name in ("hal", "ida"):
+        assert server.submit(image, file, {**params, "client_id": name}).ok
+    before = server.get("/hermes/labels", params={"image": image}).json()
+    assert [(one["annotator"], one["withdrawn"], one["withdrawn_at"]) for one in before] == [
+        ("hal", False, None),
+        ("ida", False, None),
+    ]
+    since = time.time()
+    gone = requests.delete(
+        f"{server.address}/datastore/label", params={"id": image, "tag": "final"}, timeout=60
+    )
+    assert gone.ok
+    after = server.get("/hermes/labels", params={"image": image}).json()
+    assert [one["label"] for one in after] == [one["label"] for one in before]
+    assert all(one["withdrawn"] and since <= one["withdrawn_at"] <= time.time() for one in after)
+    assert (
+        act(server, "review", client_id="boss", label=after[0]["label"], state="approved").status_code == 404
+    )
+    assert server.submit(image, file, {**params, "client_id": "hal"}).ok
+    listed = [one for one in server.get("/hermes/labels").json() if one["image"] == image]
+    assert [(one["version"], one["withdrawn"]) for one in listed] == [(1, True), (2, True), (3, False)]

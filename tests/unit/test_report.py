@@ -198,3 +198,8 @@ def test_the_commands(
     [label] = moved.campaign.labels()
     assert moved.archive.path(label.path).read_bytes() == workspace.archive.path(label.path).read_bytes()
     assert [skip.annotator for skip in moved.campaign.assignments.skips()] == ["ben"]
+    workspace.campaign.withdraw_label("a")
+    assert main(["review", studies, "--conf", conf]) == 0
+    assert {
+        line.split("\t")[3] for line in capsys.readouterr().out.splitlines() if line.startswith("a\t")
+    } == {"withdrawn"}

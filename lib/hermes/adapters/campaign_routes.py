@@ -72,22 +72,23 @@ def revisits(every: bool = False, user: User = _USER) -> list[dict[str, Any]]:
     return [dataclasses.asdict(one) for one in found]
 
 
-@router.get("/labels", summary="Submitted label versions with the state of their review")
+@router.get(
+    "/labels", summary="All submitted label versions with the state of their review; which were withdrawn"
+)
 def labels(image: str = "", user: User = _USER) -> list[dict[str, Any]]:
     """Of one image, or all."""
     campaign = _parts().workspace.campaign
     reviews = campaign.reviews.all()
     found = []
-    for label in campaign.labels(latest=False):
-        if image in ("", label.image_id):
-            review = reviews.get(label.id)
-            about = {"label": label.id, "image": label.image_id, "version": label.number}
-            about |= {"annotator": label.annotator, "submitted_at": label.submitted_at}
-            about |= {"annotated": label.annotated, "state": ReviewState.SUBMITTED}
-            if review is not None:
-                said = {"state": review.state, "reviewer": review.reviewer, "comment": review.comment}
-                about |= said
-            found.append(about)
+    for label in campaign.labels(latest=False, image_id=image or None, withdrawn=True):
+        review = reviews.get(label.id)
+        about = {"label": label.id, "image": label.image_id, "version": label.number}
+        about |= {"annotator": label.annotator, "submitted_at": label.submitted_at}
+        about |= {"withdrawn": label.withdrawn_at is not None, "withdrawn_at": label.withdrawn_at}
+        about |= {"annotated": label.annotated, "state": ReviewState.SUBMITTED}
+        if review is not None:
+            about |= {"state": review.state, "reviewer": review.reviewer, "comment": review.comment}
+        found.append(about)
     return found
 
 

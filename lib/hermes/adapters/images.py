@@ -43,12 +43,6 @@ def path_of(datastore: Datastore, image_id: str) -> Path:
     return Path(uri)
 
 
-def known_path(datastore: Datastore, image_id: str) -> str:
-    """The file of an image if it is on this disk already; "" where it would have to be downloaded first."""
-    known: Callable[[str], str] | None = getattr(datastore, "known_path", None)
-    return str(known(image_id) if known is not None else datastore.get_image_uri(image_id))
-
-
 def resolve_image(
     image: Any, datastore: Datastore, sessions_directory: str | None
 ) -> tuple[str | None, Path]:

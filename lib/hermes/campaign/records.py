@@ -67,7 +67,10 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class LabelRecord:
-    """One submitted version of a label; ``number`` counts from 1 per image and tag."""
+    """One submitted version of a label; ``number`` counts from 1 per image and tag.
+
+    ``withdrawn_at``: when it was taken back; it is kept, and counts for nothing.
+    """
 
     id: int
     image_id: CaseId
@@ -80,6 +83,7 @@ class LabelRecord:
     model_version: str | None
     source: str
     annotated: Mapping[StructureName, Annotated]
+    withdrawn_at: float | None = None
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ def label_record(row: LabelRow) -> LabelRecord:
         model_version=row.model_version,
         source=row.source,
         annotated={name: Annotated(value) for name, value in row.annotated.items()},
+        withdrawn_at=row.withdrawn_at,
     )
 
 

@@ -172,7 +172,7 @@ def _review(given: argparse.Namespace) -> int:
 def _list_labels(workspace: Workspace, *, as_json: bool) -> int:
     reviews = workspace.campaign.reviews.all()
     rows = []
-    for label in workspace.campaign.labels(latest=False):
+    for label in workspace.campaign.labels(latest=False, withdrawn=True):
         review = reviews.get(label.id)
         rows.append(
             {
@@ -181,6 +181,7 @@ def _list_labels(workspace: Workspace, *, as_json: bool) -> int:
                 "annotator": label.annotator,
                 "structures": sorted(label.annotated),
                 "state": review.state.value if review else "submitted",
+                "withdrawn_at": label.withdrawn_at,
                 "reviewer": review.reviewer if review else "",
                 "comment": review.comment if review else "",
             }
@@ -190,8 +191,9 @@ def _list_labels(workspace: Workspace, *, as_json: bool) -> int:
         return 0
     for row in rows:
         names = ", ".join(row["structures"])  # type: ignore[arg-type]
+        state = row["state"] if row["withdrawn_at"] is None else "withdrawn"
         sys.stdout.write(
-            f"{row['image']}\t{row['version']}\t{row['annotator']}\t{row['state']}\t{names}\t{row['comment']}\n"
+            f"{row['image']}\t{row['version']}\t{row['annotator']}\t{state}\t{names}\t{row['comment']}\n"
         )
     return 0
 
