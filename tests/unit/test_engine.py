@@ -17,7 +17,7 @@ from hermes.errors import BusyError, CancelledError
 from hermes.inference.engine import EngineSettings, Request, segment
 from hermes.inference.lanes import Lanes, lanes_for
 from hermes.inference.memory import Plan, empty_apart
-from hermes.inference.windows import Layout, axis_weights
+from hermes.inference.windows import Layout, Order, axis_weights
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -346,10 +346,10 @@ def test_what_is_kept_grows_with_no_axis_but_the_shorter_ones(monkeypatch) -> No
         most = 0
         original = hermes.inference.engine._Run._finish
 
-        def watched(self, row, line):
+        def watched(self, layer, line):
             nonlocal most
             most = max(most, sum(piece.values.numel() for pieces in self.kept.values() for piece in pieces))
-            original(self, row, line)
+            original(self, layer, line)
 
         with monkeypatch.context() as patch:
             patch.setattr(hermes.inference.engine._Run, "_finish", watched)
@@ -358,3 +358,9 @@ def test_what_is_kept_grows_with_no_axis_but_the_shorter_ones(monkeypatch) -> No
 
     kept = most_kept(80, 64, 32)
     assert kept == most_kept(160, 64, 32) == most_kept(64, 160, 32) == most_kept(32, 64, 160)
+    # Also where the last windows, flush with the border, share most of themselves with those before.
+    assert most_kept(84, 64, 32) < 1.5 * kept
+    for size in ((160, 64, 32), (84, 52, 40), (20, 100, 90)):
+        layout = Layout.over(size, SETTINGS.window)
+        turned = Layout.over(Order.of(layout).turn(size), SETTINGS.window)
+        assert most_kept(*size) == turned.most_kept * CHANNELS * 32**3

@@ -14,24 +14,19 @@ from hermes.inference.windows import Box, Shape, Weighting, axis_weights
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What one window gave for one interval of z.
+    """What one window gave for one interval of z and y.
 
     Attributes:
         start: first voxel (z, y, x) in the volume.
-        offset: first z within the window.
+        window: first voxel of the window.
         values: features ``(c, d, h, w)``, or probabilities ``(n, d, h, w)`` when ``weights`` is None.
         weights: of the classifiers on the features, ``(n, c)`` float32.
     """
 
     start: Shape
-    offset: int
+    window: Shape
     values: Float[Tensor, "m d h w"]
     weights: Float[Tensor, "n c"] | None
-
-    @property
-    def end_y(self) -> int:
-        """One beyond the last row."""
-        return int(self.start[1] + self.values.shape[2])
 
     def on_cpu(self) -> Piece:
         """The same in main memory."""
@@ -102,10 +97,9 @@ class Averager:
         return result.sigmoid_()
 
     def _weight(self, piece: Piece, part: tuple[slice, slice, slice], device: torch.device) -> Tensor:
-        first = (piece.start[0] - piece.offset, piece.start[1], piece.start[2])
         z, y, x = (
             weights[axis.start - low : axis.stop - low].to(device)
-            for weights, axis, low in zip(self._weights, part, first, strict=True)
+            for weights, axis, low in zip(self._weights, part, piece.window, strict=True)
         )
         return z[:, None, None] * y[:, None] * x
 

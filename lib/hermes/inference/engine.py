@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -38,7 +39,7 @@ from hermes.inference.memory import (
 )
 from hermes.inference.reduction import Reduction, SlabSummary, TaskSums, strides_of
 from hermes.inference.tokens import ImageTokens, TokenSums, token_sums
-from hermes.inference.windows import Box, Layout, Order, Shape, Weighting, cut, is_air, slabs_of
+from hermes.inference.windows import Box, Layout, Order, Shape, Weighting, cut, intersection, is_air, slabs_of
 
 Precision = Literal["fp32", "bf16"]
 
@@ -220,12 +221,18 @@ class _Run:
         turn = self.order.turn
         self.request = dataclasses.replace(request, roi=request.roi and turn(request.roi))
         self.layout = Layout.over(turn(shape), turn(settings.window), settings.overlap)
+        zs, ys, xs = self.layout.starts
         self.visits = [
-            [(line, (z, y, x)) for line, y in enumerate(ys) for x in xs if self._is_wanted((z, y, x))]
-            for zs, ys, xs in [self.layout.starts]
-            for z in zs
+            [
+                (line, (zs[row], y, x))
+                for line, y in enumerate(ys)
+                for row in layer
+                for x in xs
+                if self._is_wanted((zs[row], y, x))
+            ]
+            for layer in self.layout.layers
         ]
-        self.lanes = Lanes(min(settings.lanes, max(len(row) for row in self.visits)))
+        self.lanes = Lanes(min(settings.lanes, max(len(visits) for visits in self.visits)))
         self.batch = (
             max(1, settings.batch) * self.lanes.count
         )  # windows at a time; the plan's when there is one
@@ -239,21 +246,21 @@ class _Run:
         )
         self.tokens: TokenSums | None = None
         self.plan: Plan | None = None  # made when the first window has shown how wide the features are
-        self.kept: dict[int, list[Piece]] = {}  # by number of the z interval
+        self.kept: dict[tuple[int, int], list[Piece]] = {}  # by the numbers of the z and the y interval
         self.averagers = threading.local()
         self.network_s = self.reduce_s = 0.0
 
     def go(self, on_progress: Callable[[int, int], None] | None) -> Segmentation:
         """Visits all windows, finishes every region as soon as it is final."""
-        total, done = sum(len(row) for row in self.visits), 0
-        for row, visits in enumerate(self.visits):
+        total, done = sum(len(visits) for visits in self.visits), 0
+        for layer, visits in zip(self.layout.layers, self.visits, strict=True):
             waiting, finished = deque(visits), 0
             while waiting:
                 self._check_stop()
                 batch = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
                 try:
                     with out_of_memory_as_one():
-                        self._visit(row, [start for _, start in batch])
+                        self._visit([start for _, start in batch])
                 except OutOfMemory as error:
                     self._make_smaller(error)
                     waiting.extendleft(reversed(batch))
@@ -263,10 +270,10 @@ class _Run:
                     if on_progress is not None:
                         on_progress(done, total)
                 while waiting and finished < waiting[0][0]:
-                    self._finish(row, finished)
+                    self._finish(layer, finished)
                     finished += 1
             for line in range(finished, len(self.layout.starts[1])):
-                self._finish(row, line)
+                self._finish(layer, line)
         reduced = self.reduction.result()
         values = {item.name: getattr(reduced, item.name) for item in dataclasses.fields(reduced)}
         skipped = len(self.layout) - total
@@ -297,29 +304,29 @@ class _Run:
         """A window as the network sees it."""
         return cut(self.array, self.order.turn_back(start), self.settings.window)
 
-    def _visit(self, row: int, batch: Sequence[Shape]) -> None:
-        """Runs some windows of one row and keeps what they gave; all of them or, out of memory, none."""
+    def _visit(self, batch: Sequence[Shape]) -> None:
+        """Runs some windows and keeps what they gave; all of them or, out of memory, none."""
         started = time.perf_counter()
         share = -(-len(batch) // self.lanes.count)
         parts = [batch[first : first + share] for first in range(0, len(batch), share)]
         encoded = self.lanes.map(self._encode, parts)
         plan = self.plan or self._first_plan(encoded[0][0])
 
-        def pieces_of(part: tuple[Sequence[Shape], _Encoded]) -> list[tuple[int, Piece]]:
-            return self._pieces(row, part[0], *part[1][:2], plan)
+        def pieces_of(part: tuple[Sequence[Shape], _Encoded]) -> list[tuple[tuple[int, int], Piece]]:
+            return self._pieces(part[0], *part[1][:2], plan)
 
         pieces = self.lanes.map(pieces_of, zip(parts, encoded, strict=True))
         self.plan, self.batch = plan, plan.batch
-        for number, piece in itertools.chain(*pieces):
-            self.kept.setdefault(number, []).append(piece)
+        for interval, piece in itertools.chain(*pieces):
+            self.kept.setdefault(interval, []).append(piece)
         for _, _, sums in encoded:
             self.tokens = self.tokens if sums is None else sums.plus(self.tokens)
         self.network_s += time.perf_counter() - started
 
     def _pieces(
-        self, row: int, batch: Sequence[Shape], features: Tensor, weights: Tensor, plan: Plan
-    ) -> list[tuple[int, Piece]]:
-        """What is kept of some windows, for each z interval that they reach."""
+        self, batch: Sequence[Shape], features: Tensor, weights: Tensor, plan: Plan
+    ) -> list[tuple[tuple[int, int], Piece]]:
+        """What is kept of some windows, for each interval of z and y that they reach."""
         if plan.on_cpu:
             features, weights = features.cpu(), weights.cpu()
         by_probability = weights.shape[1] < features.shape[1]  # the smaller of the two is kept
@@ -328,15 +335,15 @@ class _Run:
             features = logits.sigmoid_().view(*weights.shape[:2], *features.shape[2:])
         features = features.permute(0, 1, *(2 + axis for axis in self.order.axes))
         dtype = torch.float16 if plan.half and features.dtype == torch.float32 else features.dtype
-        pieces: list[tuple[int, Piece]] = []
-        for number in range(row, len(self.layout.starts[0])):
-            low, high = self.layout.interval(0, number)
-            for place, (z, y, x) in enumerate(batch):
-                part = features[place, :, low - z : high - z]
-                if part.shape[1] > 0:  # a copy of its own, so that each interval can be forgotten alone
+        pieces: list[tuple[tuple[int, int], Piece]] = []
+        for place, (z, y, x) in enumerate(batch):
+            own = None if by_probability else weights[place]
+            for row, (z_low, z_high) in self.layout.reached(0, z):
+                for line, (y_low, y_high) in self.layout.reached(1, y):
+                    part = features[place, :, z_low - z : z_high - z, y_low - y : y_high - y]
+                    # A copy of its own, so that each interval can be forgotten alone.
                     values = empty_apart(part.shape, dtype, part.device).copy_(part)
-                    own = None if by_probability else weights[place]
-                    pieces.append((number, Piece((low, y, x), low - z, values, own)))
+                    pieces.append(((row, line), Piece((z_low, y_low, x), (z, y, x), values, own)))
         return pieces
 
     def _encode(self, batch: Sequence[Shape]) -> _Encoded:
@@ -349,17 +356,12 @@ class _Run:
 
     def _first_plan(self, features: Tensor) -> Plan:
         """The plan, now that the width of the features is known."""
-        z_window, y_window, x_window = self.layout.window
-        _, lines, columns = (len(starts) for starts in self.layout.starts)
-        # At most the upper halves of one row of windows and all that its last lines share with the row before.
-        windows = columns * (0.5 * lines + min(0.5 * lines + 0.5, 3.0))
-        if len(self.layout.starts[0]) == 1:
-            windows = columns * min(lines, 3)
-        windows += self.batch - 1
+        windows = self.layout.most_kept + self.batch - 1
+        voxels = math.prod(self.layout.window)
         channels = min(features.shape[1], len(self.request.rows))
         return plan_for(
             self.settings.budget_bytes,
-            int(windows * channels * z_window * y_window * x_window),
+            int(windows * channels * voxels),
             batch=self.batch,
             device=self.device,
             native_half=features.dtype in (torch.bfloat16, torch.float16),
@@ -387,34 +389,29 @@ class _Run:
         self.plan, self.batch = smaller, smaller.batch
         self.averagers = threading.local()
         if smaller.on_cpu:
-            self.kept = {number: [piece.on_cpu() for piece in pieces] for number, pieces in self.kept.items()}
+            self.kept = {where: [piece.on_cpu() for piece in pieces] for where, pieces in self.kept.items()}
         if self._is_gpu:
             torch.cuda.empty_cache()
 
-    def _finish(self, row: int, line: int) -> None:
+    def _finish(self, layer: Sequence[int], line: int) -> None:
         """Reduces what became final with the last window of a line, and forgets what no later one needs."""
         started = time.perf_counter()
-        region = [self.layout.interval(0, row), self.layout.interval(1, line), (0, self.layout.size[2])]
-        if self.request.roi is not None:
-            region = [
-                (max(low, first), min(high, last))
-                for (low, high), (first, last) in zip(region, self.request.roi, strict=True)
-            ]
-        z_range, y_range, x_range = region
-        if all(low < high for low, high in region):
-            self._reduce(row, (z_range, y_range, x_range))
-        last_line = line + 1 == len(self.layout.starts[1])
-        end = self.layout.interval(1, line)[1]
-        self.kept[row] = [] if last_line else [piece for piece in self.kept.get(row, []) if piece.end_y > end]
+        for row in layer:
+            region = (self.layout.interval(0, row), self.layout.interval(1, line), (0, self.layout.size[2]))
+            if self.request.roi is not None:
+                region = intersection(region, self.request.roi)
+            if all(low < high for low, high in region):
+                self._reduce((row, line), region)
+            self.kept.pop((row, line), None)
         self.reduce_s += time.perf_counter() - started
 
-    def _reduce(self, row: int, region: Box) -> None:
+    def _reduce(self, interval: tuple[int, int], region: Box) -> None:
         """Averages and reduces a region slab by slab, in ever smaller slabs when memory runs out."""
-        waiting = [region] if self.kept.get(row) and self.plan is not None else []
+        waiting = [region] if interval in self.kept and self.plan is not None else []
         while waiting and self.plan is not None:
             voxels = max(1, self.plan.slab_bytes // (4 * len(self.request.rows)))
             slabs = [slab for box in waiting for slab in slabs_of(box, voxels)]
-            summaries = self.lanes.map(functools.partial(self._reduce_slab, self.kept[row]), slabs)
+            summaries = self.lanes.map(functools.partial(self._reduce_slab, self.kept[interval]), slabs)
             waiting = []
             for slab, summary in zip(slabs, summaries, strict=True):
                 if isinstance(summary, OutOfMemory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -74,6 +75,41 @@ class Layout:
         starts = self.starts[axis]
         return starts[number], starts[number + 1] if number + 1 < len(starts) else self.size[axis]
 
+    def reached(self, axis: int, start: int) -> list[tuple[int, tuple[int, int]]]:
+        """Numbers of the intervals that the window from ``start`` reaches, and which part of each."""
+        first, end = self.starts[axis].index(start), start + self.window[axis]
+        intervals = ((n, self.interval(axis, n)) for n in range(first, len(self.starts[axis])))
+        return [(n, (low, min(high, end))) for n, (low, high) in intervals if low < end]
+
+    @property
+    def layers(self) -> list[range]:
+        """Windows of which z are visited together, line by line: mostly one z.
+
+        The last windows are flush with the border. Where they come soon after those before, visiting those first would keep
+        nearly all of a layer while the next one fills up.
+        """
+        starts = self.starts[0]
+        together = len(starts) > 2 and 2 * (starts[-1] - starts[-2]) < starts[-2] - starts[-3]
+        alone = len(starts) - 2 * together
+        layers = [range(number, number + 1) for number in range(alone)]
+        return [*layers, range(alone, len(starts))] if together else layers
+
+    @property
+    def most_kept(self) -> float:
+        """How many windows' worth of voxels waits at most for windows that are still to be visited."""
+        kept: dict[tuple[int, int], float] = {}
+        most = 0.0
+        for layer in self.layers:
+            for line, y in enumerate(self.starts[1]):
+                planes = (part for at in layer for part in self.reached(0, self.starts[0][at]))
+                for (row, (z, z_end)), (number, (low, end)) in itertools.product(planes, self.reached(1, y)):
+                    share = (z_end - z) * (end - low) / (self.window[0] * self.window[1])
+                    kept[row, number] = kept.get((row, number), 0.0) + share
+                most = max(most, sum(kept.values()))
+                for done in layer:
+                    del kept[done, line]
+        return most * len(self.starts[2])
+
 
 @dataclass(frozen=True)
 class Order:
@@ -104,6 +140,14 @@ class Order:
     def array_back(self, array: NDArray[S]) -> NDArray[S]:
         """A volume in this order with its axes (z, y, x), contiguous."""
         return np.ascontiguousarray(array.transpose(self.turn_back((0, 1, 2))))
+
+
+def intersection(one: Box, other: Box) -> Box:
+    """What both boxes hold; an axis whose end is not beyond its start means nothing."""
+    z, y, x = (
+        (max(low, first), min(high, last)) for (low, high), (first, last) in zip(one, other, strict=True)
+    )
+    return z, y, x
 
 
 def slabs_of(box: Box, voxels: int) -> list[Box]:
