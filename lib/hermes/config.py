@@ -111,6 +111,7 @@ class Settings:
     stop_dice: float
     stop_submissions: int
     user_header: str
+    allowed_hosts: tuple[str, ...]
     pacs_modalities: tuple[str, ...]
     pacs_filter: str
     pacs_refresh_seconds: float
@@ -176,6 +177,14 @@ def _header(text: str) -> str:
         msg = "the name of a header, such as X-Remote-User"
         raise ValueError(msg)
     return text
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(name.lower().strip("[]").rstrip(".") for name in _names(text))
+    if not all(name == "*" or all(c.isalnum() or c in ".-_:" for c in name) for name in hosts):
+        msg = "names of hosts without http:// and port, separated by commas, or *"
+        raise ValueError(msg)
+    return hosts
 
 
 def _modalities(text: str) -> tuple[str, ...]:
@@ -476,6 +485,14 @@ SETTINGS: tuple[Setting, ...] = (
         "Header in which a proxy names the annotator, such as X-Remote-User; empty: none is believed. Set it only "
         "behind a proxy that removes it from what clients send, since anybody can write it.",
         _header,
+    ),
+    Setting(
+        "allowed_hosts",
+        "",
+        "Names by which browsers may address the server, beside localhost and 127.0.0.1, separated by commas; *: any. "
+        "Empty: any, but with `make serve` on a loopback HOST (the default) none, so that web pages of others cannot come "
+        "in by a name that points to this machine.",
+        _hosts,
     ),
     Setting(
         "pacs_modalities",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import re
 import shutil
@@ -114,6 +115,18 @@ def check_studies(folder: Path) -> None:
         )
 
 
+def with_hosts(conf: Mapping[str, str], host: str) -> dict[str, str]:
+    """``conf`` with the name of the server, where only this machine can reach it.
+
+    A server that is reached from elsewhere may have names that nobody told it; it accepts any unless it was told.
+    """
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host.lower() == "localhost"
+    return {"allowed_hosts": host, **conf} if local else dict(conf)
+
+
 def server_arguments(studies: str, host: str, port: int, conf: Mapping[str, str]) -> list[str]:
     """Arguments of ``monailabel`` for our ASGI app."""
     pairs = [part for key, value in conf.items() for part in ("--conf", key, value)]
@@ -148,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stderr.write(
         f"Hermes starts on http://{given.host}:{given.port} with {studies} (about 10 seconds) ...\n"
     )
-    _start(server_arguments(studies, given.host, given.port, conf))
+    _start(server_arguments(studies, given.host, given.port, with_hosts(conf, given.host)))
     return 0
 
 

@@ -383,3 +383,39 @@ def test_pages_of_other_sites_are_not_let_in(server: Any) -> None:
     answer = requests.options(f"{server.address}/datastore/label", headers=asked, timeout=60)
     assert answer.status_code == 400
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:{port}", "localhost.evil.example", "127.0.0.1@evil.example", "", "a b"],
+)
+def test_a_name_that_somebody_lets_point_to_this_machine(server: Any, image: str, host: str) -> None:
+    port = server.address.rpartition(":")[2]
+    headers = {"Host": host.format(port=port)}
+    for answer in (
+        server.get("/info/", headers=headers),
+        server.get("/ohif/", headers=headers),
+        server.get(f"/datastore/image?image={image}", headers=headers),
+        server.post("/hermes/rollback", headers=headers),
+    ):
+        assert answer.status_code in (400, 421)  # 400: no header at all, which uvicorn refuses itself
+        if answer.status_code == 421:
+            assert "allowed_hosts" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:{port}", "127.0.0.1:{port}", "[::1]:{port}", "localhost."]
+)
+def test_names_of_this_machine(server: Any, host: str) -> None:
+    port = server.address.rpartition(":")[2]
+    assert server.get("/hermes/queue", headers={"Host": host.format(port=port)}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example", "http://[::1"]
+)
+def test_a_page_of_another_origin_cannot_write(server: Any, origin: str) -> None:
+    headers = {"Origin": origin, "Content-Type": "text/plain"}  # what a browser sends without asking first
+    for path in ("/hermes/rollback", "/train/hermes", "/activelearning/first", "/hermes/skip"):
+        refused(server.post(path, headers=headers), 403, "allowed_hosts")
+    assert server.post("/hermes/skip", headers={"Origin": server.address}, json={}).status_code == 400

@@ -50,6 +50,7 @@ DEFAULTS = Settings(
     stop_dice=0.95,
     stop_submissions=20,
     user_header="",
+    allowed_hosts=(),
     pacs_modalities=("CT", "MR", "PT"),
     pacs_filter="",
     pacs_refresh_seconds=2.0,
@@ -106,6 +107,7 @@ def test_the_table_and_the_dataclass_have_the_same_names_in_the_same_order() -> 
         ("quotas", "liver=50, left kidney = 8", (Quota("liver", 50), Quota("left kidney", 8))),
         ("round_hours", "0.5", 0.5),
         ("user_header", "X-Remote-User", "X-Remote-User"),
+        ("allowed_hosts", "Hermes.Hospital.org, [fd00::1], *", ("hermes.hospital.org", "fd00::1", "*")),
         ("seed", "4294967295", 4294967295),
     ],
 )
@@ -148,6 +150,8 @@ def test_values_are_read(name: str, text: str, value: Any) -> None:
         ("quotas", "liver=0"),
         ("quotas", "liver=5,liver=6"),
         ("user_header", "X Remote: User"),
+        ("allowed_hosts", "http://hermes.hospital.org"),
+        ("allowed_hosts", "hermes.hospital.org/ohif"),
         ("seed", "-1"),
     ],
 )

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from hermes.config import from_conf
 from hermes.errors import BadRequestError, HermesError
-from hermes.serve import check_port, check_studies, main, parse_conf, sample_campaign, server_arguments
+from hermes.serve import (
+    check_port,
+    check_studies,
+    main,
+    parse_conf,
+    sample_campaign,
+    server_arguments,
+    with_hosts,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +45,18 @@ def test_arguments_of_the_server() -> None:
     given = server_arguments("/data", "127.0.0.1", 8000, {"structures": "liver,left kidney"})
     assert given[-3:] == ["--conf", "structures", "liver,left kidney"]
     assert given[given.index("--uvicorn_app") + 1] == "hermes.adapters.server:app"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.5", "::1", "localhost"])
+def test_a_server_of_this_machine_only_goes_by_its_own_name(host: str) -> None:
+    assert with_hosts({"seed": "1"}, host) == {"seed": "1", "allowed_hosts": host}
+    from_conf(with_hosts({}, host))
+    assert with_hosts({"allowed_hosts": "*"}, host) == {"allowed_hosts": "*"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "server.hospital.org"])
+def test_a_server_of_a_network_may_have_any_name(host: str) -> None:
+    assert with_hosts({"seed": "1"}, host) == {"seed": "1"}
 
 
 def test_folder_without_images_is_served_with_a_warning(

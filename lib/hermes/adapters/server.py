@@ -5,6 +5,7 @@
 * Form fields are checked before an endpoint sees them; what was uploaded with a refused request is deleted.
 * An inference whose client has gone is ended.
 * The viewer and its way to the PACS are replaced, see `hermes.adapters.ohif`.
+* Pages of other sites are kept out, see `hermes.adapters.hosts`.
 * An error that nobody expected is answered as JSON with a reason instead of the bare text
   "Internal Server Error".
 
@@ -45,6 +46,7 @@ from hermes.adapters import campaign_routes, routes
 from hermes.adapters.activity import next_sample, note_activity
 from hermes.adapters.annotators import NameAnnotator
 from hermes.adapters.errors import answers_errors
+from hermes.adapters.hosts import KnownHosts
 from hermes.adapters.leaving import NoticeLeaving
 from hermes.adapters.ohif import router as viewer_router
 from hermes.adapters.requests import check_json, parse_json_object
@@ -169,16 +171,20 @@ from monailabel.app import app  # noqa: E402  # the routers have to be repaired 
 
 # Pages of other sites must not reach the campaign and the PACS through a browser that can: the stock app lets all in when
 # MONAI_LABEL_CORS_ORIGINS is empty, and none of those named in it, since it compares them with a slash at their end.
+_ORIGINS = [str(origin).rstrip("/") for origin in monai_settings.MONAI_LABEL_CORS_ORIGINS]
 for _middleware in app.user_middleware:
     if _middleware.cls is CORSMiddleware:
-        allowed = [str(origin).rstrip("/") for origin in monai_settings.MONAI_LABEL_CORS_ORIGINS]
-        _middleware.kwargs["allow_origins"] = allowed
+        _middleware.kwargs["allow_origins"] = _ORIGINS
 
 app.include_router(routes.router)
 app.include_router(campaign_routes.router)
 app.include_router(viewer_router)
 app.add_middleware(NoticeLeaving)
 app.add_middleware(NameAnnotator, header=lambda: app_instance().parts.workspace.settings.user_header)
+# The outermost: nothing else looks at what it refuses.
+app.add_middleware(
+    KnownHosts, hosts=lambda: app_instance().parts.workspace.settings.allowed_hosts, origins=_ORIGINS
+)
 
 
 @app.exception_handler(Exception)  # type: ignore[untyped-decorator]
