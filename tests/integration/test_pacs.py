@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +304,114 @@ def test_nothing_is_lost_while_the_pacs_is_down(site: Site) -> None:
         assert len(site.segmentations(uid)) == 1
     read = read_segmentations(site.segmentations(first), site.headers(first), structures=STRUCTURES)
     assert same({name: read.mask(name) for name in read.names}, masks(label))
+
+
+def upload_states(parts: Parts) -> list[str]:
+    return [upload.state.value for upload in parts.workspace.campaign.uploads.all()]
+
+
+def test_a_deleted_label_stays_deleted_where_the_pacs_keeps_its_object(site: Site) -> None:
+    """Orthanc's plugin answers a DELETE with 405: the object stays, is said to, and is no label any more."""
+    first, second = site.cases
+    truth, _ = label_of(site, first)
+    with site.campaign("one") as (parts, pacs):
+        submit(site, pacs, first)
+        submit(site, pacs, second)
+        wait_until(lambda: uploaded(pacs, 2), "the uploads")
+        foreign = write_segmentation(
+            {"spleen": masks(truth)["spleen"]}, site.headers(first), algorithm_type="MANUAL"
+        )
+        foreign.Manufacturer = "Somebody else"
+        pacs.client.store(foreign)
+        wait_until(
+            lambda: pacs.store.status() and len(parts.workspace.campaign.labels(latest=False)) == 3,
+            "its label",
+        )
+        pacs.store.remove_label(first, "final")
+        assert pacs.store.get_labeled_images() == [second]  # at once
+        wait_until(lambda: upload_states(parts) == ["kept", "done"], "the answer of the PACS")
+        left = pacs.state()["uploads"]["left_in_pacs"]
+        assert [(entry["image"], "HTTP 405" in entry["reason"]) for entry in left] == [(first, True)]
+        assert [entry["object"] for entry in pacs.state()["not_used"]] == [foreign.SOPInstanceUID]
+    with site.campaign("one") as (parts, pacs):  # nor does a new server take either object for a label
+        for _ in range(3):
+            pacs.index.expire()
+            pacs.index.current()
+            wait_until(lambda: pacs.state()["waiting_to_be_read"] == 0, "a look at all objects")
+        assert pacs.store.get_labeled_images() == [second]
+        # Somebody removes it in the PACS: then it is not there any more.
+        ours = next(u for u in parts.workspace.campaign.uploads.all() if u.image_id == first)
+        site.delete(ours.sop_instance_uid)
+        wait_until(
+            lambda: pacs.index.current() and upload_states(parts) == ["withdrawn", "done"], "the state"
+        )
+        assert pacs.state()["uploads"]["left_in_pacs"] == []
+
+
+class Removing(BaseHTTPRequestHandler):
+    """Orthanc behind a server that removes instances by DICOMweb, too, as other servers do."""
+
+    orthanc: Orthanc
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
+        url = self.orthanc.url + self.path
+        if self.command == "DELETE":
+            sop = self.path.rsplit("/", 1)[1]
+            where = requests.post(f"{self.orthanc.url}/tools/lookup", data=sop, timeout=30).json()[0]["ID"]
+            url = f"{self.orthanc.url}/instances/{where}"
+        answer = requests.request(self.command, url, data=body, headers=headers, timeout=30)
+        self.send_response(answer.status_code)
+        for name in ("Content-Type", "Warning"):
+            if name in answer.headers:
+                self.send_header(name, answer.headers[name])
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_GET = do_POST = do_DELETE = _pass_on  # noqa: N815  # the names that http.server asks for
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing on the screen."""
+
+
+def test_the_object_of_a_deleted_label_is_removed_where_the_pacs_does_that(site: Site) -> None:
+    first, second = site.cases
+    handler = type("Handler", (Removing,), {"orthanc": site.orthanc})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        behind = Orthanc(site.orthanc.directory, server.server_address[1])  # its address; nothing is started
+        try:
+            with replace(site, orthanc=behind).campaign("one") as (parts, pacs):
+                submit(site, pacs, first)
+                submit(site, pacs, first, ("liver",))
+                submit(site, pacs, second)
+                wait_until(lambda: uploaded(pacs, 3), "the uploads")
+                assert len(site.segmentations(first)) == 2
+                pacs.store.remove_label(first, "final")
+                wait_until(lambda: upload_states(parts) == ["withdrawn", "withdrawn", "done"], "the removal")
+                assert site.segmentations(first) == []
+                assert len(site.segmentations(second)) == 1
+        finally:
+            server.shutdown()
+
+
+def test_a_label_deleted_while_the_pacs_is_down_is_removed_later(site: Site) -> None:
+    """Whether the last try came through nobody knows until the PACS is back."""
+    first, _ = site.cases
+    with site.campaign("one") as (parts, pacs):
+        assert pacs.store.image_path(first).is_dir()
+        site.orthanc.stop()
+        submit(site, pacs, first)
+        wait_until(lambda: parts.workspace.campaign.uploads.all()[0].last_error, "the first try")
+        pacs.store.remove_label(first, "final")
+        assert upload_states(parts) == ["withdrawing"]
+        site.orthanc.start()
+        pacs.retry()
+        wait_until(lambda: upload_states(parts) == ["withdrawn"], "the answer")
+        assert pacs.state()["uploads"]["unfinished"] == []
+    assert site.segmentations(first) == []
 
 
 def test_an_upload_whose_answer_was_lost_is_not_stored_twice(site: Site) -> None:

@@ -33,7 +33,9 @@ def test_each_upload_is_claimed_once_and_in_order(campaign: Campaign) -> None:
     assert claimed[0].about == {"annotator": "anna"}
     assert claimed[0].attempts == 1
     campaign.uploads.done(first.id)
-    assert campaign.uploads.counts() == {"waiting": 0, "uploading": 1, "done": 1, "failed": 0, "cancelled": 0}
+    counts = {state: count for state, count in campaign.uploads.counts().items() if count}
+    assert counts == {"uploading": 1, "done": 1}
+    assert len(campaign.uploads.counts()) == len(UploadState)
 
 
 def test_a_label_is_queued_once(campaign: Campaign) -> None:
@@ -80,14 +82,48 @@ def test_a_new_server_goes_on_with_what_was_under_way(tmp_path: Path) -> None:
         assert (claimed.sop_instance_uid, claimed.attempts) == (upload.sop_instance_uid, 2)
 
 
-def test_a_label_that_is_taken_back_is_not_stored(campaign: Campaign) -> None:
+def test_a_label_that_is_taken_back_before_a_try_is_not_stored(campaign: Campaign) -> None:
     upload = add(campaign)
-    assert upload.label_id is not None
-    assert campaign.uploads.cancel(upload.label_id)
+    assert campaign.uploads.withdraw(upload.id) is UploadState.CANCELLED
     assert campaign.uploads.claim() is None
-    campaign.uploads.done(upload.id)  # a try that was under way does not bring it back
-    assert campaign.uploads.all()[0].state is UploadState.CANCELLED
-    assert not campaign.uploads.cancel(upload.label_id)
+    assert campaign.uploads.retry() == 0
+    assert campaign.uploads.withdraw(upload.id) is UploadState.CANCELLED
+
+
+@pytest.mark.parametrize("end", ["done", "postpone", "fail"])
+def test_what_may_be_stored_is_to_be_removed_however_the_try_ends(
+    campaign: Campaign, clock: Clock, end: str
+) -> None:
+    upload = add(campaign)
+    campaign.uploads.claim()
+    assert campaign.uploads.withdraw(upload.id) is UploadState.WITHDRAWING  # while it is being stored
+    getattr(campaign.uploads, end)(upload.id, *(() if end == "done" else ("no answer",)))
+    assert campaign.uploads.all()[0].state is UploadState.WITHDRAWING
+    clock.now += LONGEST_DELAY_S
+    claimed = campaign.uploads.claim()
+    assert claimed is not None
+    assert claimed.state is UploadState.WITHDRAWING
+    campaign.uploads.postpone(upload.id, "no connection")
+    assert campaign.uploads.claim() is None  # later
+    assert campaign.uploads.retry(failed=False) == 1
+    assert campaign.uploads.claim() is not None
+    campaign.uploads.withdrawn(upload.id)
+    assert (campaign.uploads.all()[0].state, campaign.uploads.claim()) == (UploadState.WITHDRAWN, None)
+
+
+def test_a_stored_label_is_removed_and_one_that_others_stored_is_kept(campaign: Campaign) -> None:
+    ours = add(campaign, "a")
+    campaign.uploads.claim()
+    campaign.uploads.done(ours.id)
+    label = campaign.record_label("b", "final", "b/0001.nii.gz", "0", "anna", {"liver": "present"})
+    theirs = campaign.uploads.add("b", label.path, {}, "1.2.99", label_id=label.id, done=True)
+    assert campaign.uploads.withdraw(ours.id) is UploadState.WITHDRAWING
+    assert campaign.uploads.withdraw(theirs.id) is UploadState.KEPT
+    campaign.uploads.keep(ours.id, "405")
+    assert [(one.state, bool(one.last_error)) for one in campaign.uploads.all()] == [
+        (UploadState.KEPT, True)
+    ] * 2
+    assert campaign.uploads.retry() == 0
 
 
 def test_unknown_upload(campaign: Campaign) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from hermes.campaign import events
 from hermes.campaign.database import Database
@@ -111,6 +111,16 @@ class PacsObjects:
                 row = session.get(PacsObjectRow, uid)
                 if row is not None and row.gone_at is None:
                     row.gone_at = self._clock()
+
+    def refuse_objects_of(self, image_id: CaseId, reason: str) -> None:
+        """What labels an image now is used no more; an object that comes with another content is."""
+        statement = (
+            update(PacsObjectRow)
+            .where(PacsObjectRow.image_id == image_id, PacsObjectRow.state == ObjectState.READ.value)
+            .values(state=ObjectState.REFUSED.value, reason=reason)
+        )
+        with self._database.write() as session:
+            session.execute(statement)
 
     # ------------------------------------------------------------------ labels
 

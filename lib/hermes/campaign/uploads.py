@@ -21,16 +21,33 @@ LONGEST_DELAY_S = 300.0
 
 
 class UploadState(str, Enum):
-    """Where an upload stands; ``failed`` is not tried again by itself, ``cancelled`` never is."""
+    """Where an upload stands.
+
+    Attributes:
+        WAITING: to be stored, now or later.
+        UPLOADING: being stored.
+        DONE: the PACS has it.
+        FAILED: the PACS refuses it; not tried again by itself.
+        CANCELLED: the label was taken back before anything was sent.
+        WITHDRAWING: the label was taken back, and its object is to be removed from the PACS.
+        WITHDRAWN: its object is not in the PACS any more.
+        KEPT: the label was taken back, and its object stays in the PACS, for the reason in ``last_error``.
+    """
 
     WAITING = "waiting"
     UPLOADING = "uploading"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    WITHDRAWING = "withdrawing"
+    WITHDRAWN = "withdrawn"
+    KEPT = "kept"
 
 
-_OPEN = (UploadState.WAITING.value, UploadState.UPLOADING.value, UploadState.FAILED.value)
+_DUE = (UploadState.WAITING.value, UploadState.WITHDRAWING.value)
+TAKEN_BACK = (UploadState.CANCELLED, UploadState.WITHDRAWING, UploadState.WITHDRAWN, UploadState.KEPT)
+"""States of a label that was taken back; how a try to store it ends does not change them."""
+STORED_BY_OTHERS = "It was not this campaign that stored it, so it is not removed."
 
 
 @dataclass(frozen=True)
@@ -101,9 +118,9 @@ class Uploads:
             return _record(row)
 
     def claim(self) -> Upload | None:
-        """The next upload that is due, marked as under way; None when nothing is."""
+        """The next upload or withdrawal that is due, the former marked as under way; None when nothing is."""
         now = self._clock()
-        due = (UploadRow.state == UploadState.WAITING.value, UploadRow.next_try_at <= now)
+        due = (UploadRow.state.in_(_DUE), UploadRow.next_try_at <= now)
         with self._database.read() as session:  # mostly there is nothing, and nobody has to wait
             if session.scalar(select(UploadRow.id).where(*due).limit(1)) is None:
                 return None
@@ -113,7 +130,9 @@ class Uploads:
             )
             if row is None:
                 return None
-            row.state, row.changed_at = UploadState.UPLOADING.value, now
+            if row.state == UploadState.WAITING.value:
+                row.state = UploadState.UPLOADING.value
+            row.changed_at = now
             row.attempts += 1
             session.flush()
             return _record(row)
@@ -127,36 +146,50 @@ class Uploads:
         with self._database.write() as session:
             row = _row(session, upload_id)
             delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(row.attempts - 1, 30))
-            row.state, row.last_error = UploadState.WAITING.value, error
-            row.changed_at = self._clock()
+            if UploadState(row.state) not in TAKEN_BACK:
+                row.state = UploadState.WAITING.value
+            row.last_error, row.changed_at = error, self._clock()
             row.next_try_at = row.changed_at + delay
 
     def fail(self, upload_id: int, error: str) -> None:
         """It cannot be stored as it is; somebody has to look (`retry`)."""
         self._change(upload_id, state=UploadState.FAILED, error=error)
 
-    def cancel(self, label_id: int) -> bool:
-        """The label was taken back before it was stored; whether there was anything to cancel."""
+    def withdraw(self, upload_id: int) -> UploadState:
+        """The label was taken back: what was never sent is cancelled, what may be stored is to be removed; the state now.
+
+        An object that somebody else has stored (`add` with ``done``) is kept.
+        """
         with self._database.write() as session:
-            row = session.scalar(
-                select(UploadRow).where(UploadRow.label_id == label_id, UploadRow.state.in_(_OPEN))
-            )
-            if row is None:
-                return False
-            row.state, row.changed_at = UploadState.CANCELLED.value, self._clock()
-            return True
+            row = _row(session, upload_id)
+            state = UploadState(row.state)
+            if state in TAKEN_BACK:
+                return state
+            if row.attempts:  # it, or a try whose answer was lost, may have come through
+                state = UploadState.WITHDRAWING
+            elif state is UploadState.DONE:
+                state, row.last_error = UploadState.KEPT, STORED_BY_OTHERS
+            else:
+                state = UploadState.CANCELLED
+            row.state, row.changed_at, row.next_try_at = state.value, self._clock(), self._clock()
+            return state
+
+    def withdrawn(self, upload_id: int) -> None:
+        """Its object is not in the PACS (any more)."""
+        self._end(upload_id, UploadState.WITHDRAWN, None)
+
+    def keep(self, upload_id: int, reason: str) -> None:
+        """The label was taken back, and its object stays in the PACS."""
+        self._end(upload_id, UploadState.KEPT, reason)
 
     def retry(self, *, failed: bool = True) -> int:
         """Tries everything that waits (and what failed for good) at once; how many uploads that are."""
-        states = [UploadState.WAITING.value, *([UploadState.FAILED.value] if failed else [])]
-        now = self._clock()
+        failures = update(UploadRow).where(UploadRow.state == UploadState.FAILED.value)
+        due = update(UploadRow).where(UploadRow.state.in_(_DUE)).values(next_try_at=self._clock())
         with self._database.write() as session:
-            statement = (
-                update(UploadRow)
-                .where(UploadRow.state.in_(states))
-                .values(state=UploadState.WAITING.value, next_try_at=now)
-            )
-            return int(session.connection().execute(statement).rowcount)
+            if failed:
+                session.execute(failures.values(state=UploadState.WAITING.value))
+            return int(session.connection().execute(due).rowcount)
 
     def resume(self) -> int:
         """Puts back what was under way when the server ended; how many uploads that were."""
@@ -188,9 +221,14 @@ class Uploads:
     def _change(self, upload_id: int, *, state: UploadState, error: str | None) -> None:
         with self._database.write() as session:
             row = _row(session, upload_id)
-            if row.state != UploadState.CANCELLED.value:
+            if UploadState(row.state) not in TAKEN_BACK:
                 row.state = state.value
             row.last_error, row.changed_at = error, self._clock()
+
+    def _end(self, upload_id: int, state: UploadState, reason: str | None) -> None:
+        with self._database.write() as session:
+            row = _row(session, upload_id)
+            row.state, row.last_error, row.changed_at = state.value, reason, self._clock()
 
 
 def _row(session: Any, upload_id: int) -> UploadRow:

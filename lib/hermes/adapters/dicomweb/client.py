@@ -17,7 +17,7 @@ from dicomweb_client import DICOMwebClient
 from pydicom.errors import InvalidDicomError
 
 from hermes.adapters.dicomweb.parts import Parts
-from hermes.errors import BadLabelError, PacsError
+from hermes.errors import BadLabelError, ConflictError, PacsError
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ READ_TIMEOUT_S = 60.0
 PAGE = 1000
 _CHUNK_BYTES = 1 << 20
 _PREAMBLE, _MAGIC, _META_GROUP = b"\0" * 128, b"DICM", b"\x02\x00"
+_NOT_OFFERED = (400, 403, 404, 405, 501)
+"""Answers to a DELETE after which trying again is of no use; 405 is Orthanc's."""
 _MORE_RESULTS = "299"
 """Code of the warning with which a server says that it has more than it sent."""
 
@@ -175,6 +177,27 @@ class PacsClient:
             msg = f"The PACS refused the object with failure reason 0x{reason:04X}. Its log says more."
             raise BadLabelError(msg)
 
+    # ------------------------------------------------------------------ DELETE
+
+    def delete_instance(self, study_uid: str, series_uid: str, sop_instance_uid: str) -> None:
+        """Removes one object.
+
+        Raises:
+            PacsError: no answer; trying again may help.
+            NotOfferedError: the server does not remove objects on request, or not for us.
+        """
+        prefix = f"/{self.access.wado_prefix.strip('/')}" if self.access.wado_prefix else ""
+        path = f"/studies/{study_uid}/series/{series_uid}/instances/{sop_instance_uid}"
+        with self._failing("was asked to remove a label"):
+            answer = self._client()._session.delete(f"{self.access.url}{prefix}{path}")
+            if answer.status_code in _NOT_OFFERED:
+                msg = (
+                    f"The PACS does not remove objects by DICOMweb (HTTP {answer.status_code}). Remove it there, "
+                    "if it should go."
+                )
+                raise NotOfferedError(msg)
+            answer.raise_for_status()
+
     # ------------------------------------------------------------------- below
 
     def token(self) -> str | None:
@@ -233,6 +256,10 @@ class PacsClient:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             msg = f"The PACS {what} and answered something else than DICOMweb ({type(error).__name__}). Check the URL."
             raise PacsError(msg) from error
+
+
+class NotOfferedError(ConflictError):
+    """The server has no such service, or not for this user."""
 
 
 class StoreRefusedError(BadLabelError):

@@ -124,23 +124,26 @@ class LabelsIn:
             self._campaign.pacs.gone(found.sop_instance_uid for found in gone)
 
     def _own_vanished(self, listing: Listing, uploads: Sequence[Upload]) -> None:
-        """Withdraws the labels whose objects of ours are gone; one that still waits to be stored is not."""
+        """Withdraws the labels whose objects of ours are gone, but for those that still wait to be stored."""
         valid = {label.id for label in self._campaign.labels(FINAL, latest=False)}
         missing = [
             upload
             for upload in uploads
-            if upload.state is UploadState.DONE
-            and upload.label_id in valid
+            if (
+                upload.state is UploadState.KEPT
+                or (upload.state is UploadState.DONE and upload.label_id in valid)
+            )
             and upload.sop_instance_uid not in listing.objects
         ]
         images = self._images(listing) if missing else {}
         for upload in missing:
             image = images.get(upload.image_id)
-            if image is None or upload.label_id is None:
+            if image is None:
                 continue  # its series is gone or filtered out: the label stays with its image
             if not self._client.has_instance(image.series.study_uid, upload.sop_instance_uid):
-                self._campaign.pacs.withdraw([upload.label_id])
-                self._changed()
+                if upload.label_id is not None and self._campaign.pacs.withdraw([upload.label_id]):
+                    self._changed()
+                self._campaign.uploads.withdrawn(upload.id)
 
     # ------------------------------------------------------------------ looking
 

@@ -28,6 +28,7 @@ from hermes.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+_ENDED = (UploadState.DONE, UploadState.CANCELLED, UploadState.WITHDRAWN, UploadState.KEPT)
 MOST_LISTED = 200
 """Uploads and objects that one answer lists, the latest ones."""
 
@@ -153,7 +154,8 @@ class Pacs:
         """How the PACS does: for people who look why something is not where they expect it."""
         listing = self.index.current(patience_s=0.2)
         uploads = self._campaign.uploads.all()
-        unfinished = [u for u in uploads if u.state not in (UploadState.DONE, UploadState.CANCELLED)]
+        unfinished = [u for u in uploads if u.state not in _ENDED]
+        kept = [u for u in uploads if u.state is UploadState.KEPT]
         objects = list(self._campaign.pacs.all().values())
         return {
             "url": re.sub(r"//[^/@]*@", "//", self.client.access.url),  # without a password in it
@@ -169,6 +171,10 @@ class Pacs:
             "uploads": {
                 **self._campaign.uploads.counts(),
                 "unfinished": [_upload(upload) for upload in unfinished[-MOST_LISTED:]],
+                "left_in_pacs": [
+                    {"image": u.image_id, "object": u.sop_instance_uid, "reason": u.last_error}
+                    for u in kept[-MOST_LISTED:]
+                ],
             },
             "not_used": [
                 {"object": o.sop_instance_uid, "kind": o.kind, "image": o.image_id, "reason": o.reason}

@@ -42,6 +42,7 @@ from hermes.transforms.reading import read_label_map
 
 logger = logging.getLogger(__name__)
 
+LABEL_DELETED = "Its label was deleted in this campaign. Store it again, changed, to have it back."
 IDLE_S = 15.0
 """How old the lists may be while nobody asks but the server itself."""
 FIRST_LOOK_S = 2.0
@@ -455,16 +456,21 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
 
     @answers_errors
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Take a label back: it trains nothing any more. Archived versions and what the PACS has stay."""
+        """Take a label back: it trains nothing any more, and no object in the PACS is taken for it again.
+
+        Objects of this campaign are removed from the PACS where that lets itself be asked. Archived versions stay.
+        """
         tag = checked_name(getattr(label_tag, "value", label_tag), "tag")
-        image = self.require_image(label_id)
-        if tag != _FINAL:
+        image, behind = self.require_image(label_id), self._behind
+        for upload in behind.uploads.all():
+            if (upload.image_id, upload.tag) == (image.id, tag):
+                behind.uploads.withdraw(upload.id)
+        if tag == _FINAL:
+            behind.campaign.pacs.refuse_objects_of(image.id, LABEL_DELETED)
+            behind.campaign.withdraw_label(image.id)
+        else:
             self._predictions.remove(image.id, tag)
-            return
-        for record in self._behind.campaign.labels(FINAL, latest=False):
-            if record.image_id == image.id:
-                self._behind.uploads.cancel(record.id)
-        self._behind.campaign.withdraw_label(image.id)
+        self.queued()
 
     # ------------------------------------------------------------------- lists
 

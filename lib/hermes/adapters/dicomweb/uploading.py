@@ -13,9 +13,9 @@ from typing import Any
 import pydicom
 
 from hermes.adapters.dicomweb.background import Background
-from hermes.adapters.dicomweb.client import PacsClient, StoreRefusedError
+from hermes.adapters.dicomweb.client import NotOfferedError, PacsClient, StoreRefusedError
 from hermes.adapters.dicomweb.series import Image, SeriesFiles
-from hermes.campaign.uploads import Upload, Uploads
+from hermes.campaign.uploads import Upload, Uploads, UploadState
 from hermes.dicom import write_segmentation
 from hermes.errors import BadImageError, BadRequestError, HermesError, PacsError
 from hermes.submission import ABSENT, Submission
@@ -100,8 +100,12 @@ class Uploader(Background):
         upload = self._uploads.claim()
         if upload is None:
             return False
+        taken_back = upload.state is UploadState.WITHDRAWING
         try:
-            self._send(upload)
+            self._remove(upload) if taken_back else self._send(upload)
+        except NotOfferedError as error:
+            self._uploads.keep(upload.id, str(error))
+            logger.warning("The object of a deleted label stays in the PACS: %s", error)
         except PacsError as error:
             self._uploads.postpone(upload.id, str(error))
             logger.warning("A label waits for the PACS (try %d): %s", upload.attempts, error)
@@ -114,8 +118,19 @@ class Uploader(Background):
             self._uploads.postpone(upload.id, f"Unexpected: {type(error).__name__}. The log says more.")
             raise
         else:
-            self._uploads.done(upload.id)
+            self._uploads.withdrawn(upload.id) if taken_back else self._uploads.done(upload.id)
         return True
+
+    def _remove(self, upload: Upload) -> None:
+        """Remove what this campaign has stored; comes back when the PACS does not have it (any more)."""
+        study, uid = self._image(upload.image_id).series.study_uid, upload.sop_instance_uid
+        if not self._client.has_instance(study, uid):
+            return
+        try:
+            self._client.delete_instance(study, series_uid_of(uid), uid)
+        except NotOfferedError:
+            if self._client.has_instance(study, uid):
+                raise  # and it was not somebody else who removed it at this moment
 
     def _send(self, upload: Upload) -> None:
         image = self._image(upload.image_id)
