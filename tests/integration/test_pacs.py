@@ -209,6 +209,8 @@ def test_a_label_goes_to_the_pacs_and_a_new_server_reads_it_back(site: Site) -> 
     assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == liver.code.value
     assert segment.SegmentAlgorithmType == "MANUAL"
     assert str(objects[1].ContentCreatorName) == "anna"
+    for number, data in objects.items():  # what tells them apart in a viewer's list
+        assert data.SeriesDescription == data.ContentDescription == f"Hermes label {number} by anna"
     # Another campaign that knows nothing takes the newest of the two, whole.
     with site.campaign("two") as (parts, pacs):
         wait_until(lambda: pacs.store.get_labeled_images() == [first], "the label")
@@ -217,6 +219,22 @@ def test_a_label_goes_to_the_pacs_and_a_new_server_reads_it_back(site: Site) -> 
         record = parts.workspace.campaign.labels()[0]
         assert (record.source, record.annotator) == ("pacs", "anna")
         assert pacs.store.status()["pacs"]["uploads"]["waiting"] == 0  # what came from there is not sent back
+
+
+def test_who_only_declares_absences_is_known_to_the_next_campaign(site: Site) -> None:
+    first, _ = site.cases
+    with site.campaign("one") as (parts, pacs):
+        empty = LabelMap(np.zeros_like(label_of(site, first)[0].array), label_of(site, first)[0].grid, {})
+        file = write_label_map(empty, site.root / "empty.nii.gz")
+        params = {"label_info": [], "absent": list(STRUCTURES), "client_id": "Zoë 田中"}
+        assert pacs.store.save_label(first, str(file), "final", params) == first
+        wait_until(lambda: uploaded(pacs, 1), "the upload")
+    assert site.segmentations(first)[0].SeriesDescription == "Hermes label 1 by Zoë 田中"
+    with site.campaign("two") as (parts, pacs):
+        wait_until(lambda: pacs.store.get_labeled_images() == [first], "the label")
+        record = parts.workspace.campaign.labels()[0]
+        assert (record.source, record.annotator) == ("pacs", "Zoë 田中")
+        assert {state.value for state in record.annotated.values()} == {"absent"}
 
 
 def test_labels_of_others_come_and_go(site: Site) -> None:

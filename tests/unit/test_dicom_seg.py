@@ -19,8 +19,11 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from pydicom.config import RAISE
 from pydicom.dataset import Dataset
+from pydicom.valuerep import validate_value
 
+from hermes.adapters.dicomweb.uploading import description_of
 from hermes.dicom import Mask, SourceSeries, absent_names, read_segmentations, tracking_of, write_segmentation
 from hermes.dicom.lattice import same_voxels
 from hermes.errors import BadLabelError, BadRequestError, GeometryMismatchError
@@ -163,6 +166,39 @@ def test_segments_are_dense_coded_coloured_and_signed(case) -> None:
     assert {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence} == {
         str(header.SOPInstanceUID) for header in series
     }
+
+
+@pytest.mark.parametrize(
+    ("annotator", "creator", "description"),
+    [
+        ("Müller^Jörg", "Müller^Jörg", "Hermes label 7 by Müller^Jörg"),
+        ("a\\b=c", "a b c", "Hermes label 7 by a b=c"),
+        ("x" * 64, "x" * 64, "Hermes label 7 by " + "x" * 43 + "..."),
+        ("田中太郎", "田中太郎", "Hermes label 7 by 田中太郎"),
+        ("", "", "Hermes label 7"),
+    ],
+)
+def test_an_object_says_whose_label_it_is_in_what_dicom_allows(case, annotator, creator, description) -> None:
+    about = {"algorithm_type": "MANUAL", "number": 7, "annotator": annotator, "model_version": None}
+    label_map, series = case
+    read = stored(
+        written(
+            label_map,
+            series,
+            annotator=annotator,
+            algorithm_type="MANUAL",
+            series_description=description_of(about),
+        )
+    )
+    assert str(read.ContentCreatorName or "") == creator
+    assert read.SeriesDescription == read.ContentDescription == description
+    for keyword in ("SeriesDescription", "ContentDescription", "ContentCreatorName"):
+        validate_value(read[keyword].VR, str(read[keyword].value or ""), RAISE)
+
+
+def test_a_prediction_says_which_version_drew_it() -> None:
+    about = {"algorithm_type": "AUTOMATIC", "number": 1, "annotator": "", "model_version": "v0003-0a1b2c"}
+    assert description_of(about) == "Hermes prediction by v0003-0a1b2c"
 
 
 def test_versions_share_their_tracking_uid_and_nothing_else(case) -> None:

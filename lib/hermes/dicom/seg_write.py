@@ -42,6 +42,8 @@ AlgorithmType: TypeAlias = Literal["MANUAL", "SEMIAUTOMATIC", "AUTOMATIC"]
 ABSENT_TEXT = "Looked for and absent: "
 """Opens the line of Image Comments (LT, 0020,4000) that lists absent structures as a JSON array."""
 
+LONGEST_LO = 64
+"""Characters of a DICOM long string (PS3.5 6.2)."""
 _ALGORITHM = "Hermes"
 _REQUIRED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
@@ -89,7 +91,8 @@ def write_segmentation(
         created: content date and time; now by default.
         series_instance_uid: of the SEG series; a new one by default.
         series_number: of the SEG series.
-        series_description: of the SEG series, at most 64 characters.
+        series_description: of the SEG series and, as Content Description, of the object. A long string (LO): what lies
+            behind 64 characters is cut off, a backslash or control character becomes a space.
         sop_instance_uid: of the object; a new one by default.
         instance_number: within the series; the version of the label.
 
@@ -140,14 +143,20 @@ def write_segmentation(
             software_versions=hermes.__version__,
             device_serial_number="0",
             content_label="HERMES",
-            content_description=series_description[:64],
-            series_description=series_description[:64],
+            content_description=long_string(series_description),
+            series_description=long_string(series_description),
         )
         _copy(dataset, series.headers[series.frames[0].source])
     behind = _refer(dataset, series, dict(zip(planes.tolist(), images, strict=True)))
     _fill(dataset, drawn, series.frames[0].size, behind)
     _sign(dataset, moment, annotator, absent)
     return dataset
+
+
+def long_string(text: str) -> str:
+    """A text as DICOM's LO can hold it: at most 64 characters, no backslash, nothing that cannot be shown."""
+    shown = "".join(" " if one == "\\" or not one.isprintable() else one for one in text)
+    return shown.strip()[:LONGEST_LO].strip()
 
 
 def _require_content(drawn: Sequence[str], absent: Sequence[str]) -> None:
@@ -389,7 +398,8 @@ def _copy(dataset: Dataset, header: Any) -> None:
 def _sign(dataset: Dataset, moment: datetime, annotator: str, absent: Sequence[str]) -> None:
     dataset.ContentDate = dataset.SeriesDate = moment.strftime("%Y%m%d")
     dataset.ContentTime = dataset.SeriesTime = moment.strftime("%H%M%S.%f")
-    dataset.ContentCreatorName = annotator.replace("\\", " ")[:64] or None
+    # In a person's name (PN) "=" would begin another way of writing it.
+    dataset.ContentCreatorName = long_string(annotator.replace("=", " ")) or None
     if absent:
         dataset.ImageComments = ABSENT_TEXT + json.dumps(list(absent), ensure_ascii=False)
     dataset.SpecificCharacterSet = "ISO_IR 192"

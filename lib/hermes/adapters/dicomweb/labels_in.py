@@ -19,6 +19,7 @@ from typing import Any
 
 import pydicom
 
+from hermes.adapters.annotators import usable_name
 from hermes.adapters.dicomweb.client import PacsClient
 from hermes.adapters.dicomweb.listing import Listing, ObjectInfo, SeriesInfo
 from hermes.adapters.dicomweb.plans import Plan, plan_of
@@ -247,10 +248,8 @@ class LabelsIn:
             self._refuse(usable, _nothing_known(unknown))
             return None
         submission = self._submission(replace(read, segments=known), absent, base, structures)
-        creators = [s.creator for s in known if s.creator] or [
-            str(d.get("OperatorsName", "")) for d in datasets
-        ]
-        return self._import(image.id, submission, next((name for name in creators if name), "pacs"))
+        used = [data for data in datasets if str(data.get("SOPInstanceUID", "")) not in refused]
+        return self._import(image.id, submission, _creator(known, used) or "pacs")
 
     def _submission(
         self, read: DicomLabels, absent: Sequence[str], base: LabelRecord | None, structures: Sequence[str]
@@ -345,6 +344,15 @@ def _latest_of_ours(datasets: Sequence[Any]) -> list[Any]:
     latest = max(ours, key=age_key, default=None)
     replaced = {id(data) for data in ours if data is not latest}
     return [data for data in datasets if id(data) not in replaced]
+
+
+def _creator(drawn: Sequence[Segment], datasets: Sequence[Any]) -> str | None:
+    """Who drew a label; where it only declares absences, who made the newest object that says so."""
+    newest_first = sorted(datasets, key=age_key, reverse=True)
+    said = [segment.creator for segment in drawn]
+    for keyword in ("ContentCreatorName", "OperatorsName"):
+        said += [str(data.get(keyword, "") or "") for data in newest_first]
+    return next((name for one in said if (name := usable_name(one))), None)
 
 
 def _known(

@@ -17,6 +17,7 @@ from hermes.adapters.dicomweb.client import NotOfferedError, PacsClient, StoreRe
 from hermes.adapters.dicomweb.series import Image, SeriesFiles
 from hermes.campaign.uploads import Upload, Uploads, UploadState
 from hermes.dicom import write_segmentation
+from hermes.dicom.seg_write import LONGEST_LO
 from hermes.errors import BadImageError, BadRequestError, HermesError, PacsError
 from hermes.submission import ABSENT, Submission
 from hermes.transforms.reading import read_label_map
@@ -53,6 +54,21 @@ def about_label(
         "number": number,
         "at": at,
     }
+
+
+def description_of(about: Mapping[str, Any]) -> str:
+    """By what an object is told from others in a viewer's list: whose label, or which version's prediction.
+
+    At most 64 characters; a name that is too long ends in "...".
+    """
+    if about["algorithm_type"] == "AUTOMATIC":
+        begin, who = "Hermes prediction", str(about["model_version"] or "")
+    else:
+        begin, who = f"Hermes label {about['number']}", str(about["annotator"] or "")
+    if not who:
+        return begin
+    room = LONGEST_LO - len(begin) - len(" by ")
+    return f"{begin} by {who if len(who) <= room else who[: room - 3] + '...'}"
 
 
 def new_uid() -> str:
@@ -153,4 +169,5 @@ class Uploader(Background):
             series_instance_uid=series_uid_of(upload.sop_instance_uid),
             sop_instance_uid=upload.sop_instance_uid,
             instance_number=int(about["number"]),
+            series_description=description_of(about),
         )
