@@ -266,6 +266,22 @@ def test_next_image_opens_what_the_queue_offers_and_skip_gives_it_back(site: Sit
     ]
 
 
+def test_the_viewer_asks_no_other_server(site: Site, page: Page) -> None:
+    """The build asks for fonts elsewhere: blocked before anything leaves, in the worklist and with an image open."""
+    sent: set[str] = set()
+    page.on("response", lambda answer: sent.add(urlparse(answer.url).netloc))
+    tried: dict[str, str | None] = {}
+    page.on("requestfailed", lambda request: tried.update({request.url: request.failure}))
+    page.goto(f"{site.address}/ohif/")
+    page.get_by_text("Bands-axial-0").first.wait_for(timeout=READY_MS)
+    open_viewer(page, site.viewer("axial"))
+    assert sent - {""} == {urlparse(site.address).netloc}  # blob: and data: have none
+    elsewhere = {url: why for url, why in tried.items() if urlparse(url).netloc not in ("", *sent)}
+    assert set(elsewhere.values()) <= {"csp"}, elsewhere
+    styled = "getComputedStyle(document.querySelector('.hermes')).backgroundColor"
+    assert page.evaluate(styled) == "rgb(11, 26, 66)"  # ours is let through
+
+
 def test_the_worklist_finds_a_patient_and_shows_no_other(site: Site, page: Page) -> None:
     page.goto(f"{site.address}/ohif/")
     page.get_by_text("Bands-axial-0").first.wait_for(timeout=READY_MS)

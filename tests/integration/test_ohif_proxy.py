@@ -229,6 +229,8 @@ def test_the_page_is_the_build_with_our_script(address: str) -> None:
             < page.text.index("/ohif/hermes/hermes.js")
             < page.text.index("app.bundle")
         )
+        assert 'href="http' not in page.text  # nothing is loaded from elsewhere
+        assert "font-src 'self'" in page.headers["content-security-policy"]
     assert requests.get(f"{address}/ohif", timeout=20).url.endswith("/ohif/")
 
 

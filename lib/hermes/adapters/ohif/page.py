@@ -1,4 +1,4 @@
-"""The viewer's files: MONAI Label's build of OHIF, with our script in its page."""
+"""The viewer's files: MONAI Label's build of OHIF, with our script in its page, and nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ _CONFIG_TAG = '<script rel="preload" as="script" src="/ohif/app-config.js"></scr
 _OUR_TAGS = (
     '<link rel="stylesheet" href="/ohif/hermes/hermes.css"><script src="/ohif/hermes/hermes.js"></script>'
 )
+_OF_OTHERS = re.compile(r'<link\b[^>]*\bhref="https?://[^>]*>')
+_OWN_FONTS = "style-src 'self' 'unsafe-inline' blob:; font-src 'self' data: blob:"
+"""The build's page and style ask Google for a font: that would tell it who labels, and hold the page up without a network."""
 _NAMED_BY_CONTENT = re.compile(r"[0-9a-f]{20}\.(js|wasm)$")
 _FOR_EVER = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
@@ -47,13 +50,13 @@ def viewer(path: str, user: User = _USER) -> Response:
     """A file of the build, or its page: the viewer reads the address itself (``/ohif/monai-label?...``)."""
     if path and "." in path.rsplit("/", 1)[-1] and path != "index.html":
         return answers_errors(_file)(BUILD, path)
-    return HTMLResponse(_page(), headers={"Cache-Control": _ASK_AGAIN})
+    return HTMLResponse(_page(), headers={"Cache-Control": _ASK_AGAIN, "Content-Security-Policy": _OWN_FONTS})
 
 
 @lru_cache(maxsize=1)
 def _page() -> str:
-    """The build's page with our tags behind its configuration and before the viewer itself."""
-    html = (BUILD / "index.html").read_text(encoding="utf-8")
+    """The build's page with our tags behind its configuration and before the viewer itself, without links elsewhere."""
+    html = _OF_OTHERS.sub("", (BUILD / "index.html").read_text(encoding="utf-8"))
     if _CONFIG_TAG in html:
         return html.replace(_CONFIG_TAG, _CONFIG_TAG + _OUR_TAGS, 1)
     return html.replace("</head>", f"{_OUR_TAGS}</head>", 1)
