@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from hermes.campaign.agreements import OfferedDice
+from hermes.campaign.facts import ImageFacts
 from hermes.campaign.records import ReviewState, VersionState
 from hermes.checkpoint import Manifest, save_checkpoint
 from hermes.cli import main
@@ -80,7 +82,7 @@ def test_an_empty_campaign_has_a_report(open_campaign: Callable[..., Workspace])
     page = Page(html_report(summary))
     assert not summary.advice.stop
     assert "svg" not in page.tags
-    assert page.tags.count("h2") == 7
+    assert page.tags.count("h2") == 8
 
 
 def test_figures_and_pictures_of_a_campaign(open_campaign: Callable[..., Workspace]) -> None:
@@ -129,6 +131,33 @@ def test_figures_and_pictures_of_a_campaign(open_campaign: Callable[..., Workspa
     assert "script" not in page.tags
     assert page.links == []
     assert summary.advice.stop  # its only quota is full
+
+
+def test_waiting_images_of_unusual_volumes_are_listed(open_campaign: Callable[..., Workspace]) -> None:
+    workspace = open_campaign()
+    campaign = workspace.campaign
+    names = [f"case {n}" for n in range(12)]
+    campaign.sync_images([*names, EVIL, "done", "tiny liver"])
+    volumes = {name: {"liver": 1500.0 + 40 * (n % 5), "spleen": 200.0} for n, name in enumerate(names)}
+    volumes |= {
+        EVIL: {"liver": 6000.0, "spleen": 205.0},
+        "done": {"liver": 9000.0},
+        "tiny liver": {"liver": 15.0, "spleen": 200.0},
+    }
+    for name, by_structure in volumes.items():
+        campaign.facts.put(workspace.versions.serving().name, name, ImageFacts({"volume_ml": by_structure}))
+        campaign.facts.put("another version", name, ImageFacts({"volume_ml": {"liver": 1.0}}))
+    submit(workspace, "done", "anna", cube(2))
+    found = summarise(workspace).unusual
+    assert [(one.image_id, one.structure, one.volume_ml) for one in found] == [
+        ("tiny liver", "liver", 15.0),
+        (EVIL, "liver", 6000.0),
+    ]
+    assert all(1500 <= one.usual_ml <= 1660 and one.deviation > 10 for one in found)
+    page = html_report(summarise(workspace))
+    assert "tiny liver" in page
+    assert EVIL not in page  # escaped
+    assert len(json.loads(json.dumps(summarise(workspace).to_json()))["unusual"]) == 2
 
 
 def test_surface_distances_are_in_millimetres() -> None:

@@ -45,6 +45,7 @@ def html_report(summary: Summary) -> str:
         _section("Offered against submitted", pictures.offered(summary.offered_per_label), _offered(summary)),
         _section("Agreement between annotators", "", _pairs(summary)),
         _section("Reviews", "", _table(("state", "labels"), list(summary.reviews.items()))),
+        _section("Unusual predicted volumes", "", _unusual(summary)),
         _section("Skipped", "", _skips(summary)),
     ]
     made = _time(summary.made_at)
@@ -126,6 +127,12 @@ def _pairs(summary: Summary) -> str:
         "95 % Hausdorff, mm",
     )
     return _table(head, rows, nothing="No image was labelled by two annotators.")
+
+
+def _unusual(summary: Summary) -> str:
+    rows = [(u.image_id, u.structure, u.volume_ml, u.usual_ml, u.deviation) for u in summary.unusual]
+    head = ("image", "structure", "predicted, mL", "usual, mL", "robust deviations")
+    return _table(head, rows, nothing="No waiting image stands out, or too few were looked at.")
 
 
 def _skips(summary: Summary) -> str:

@@ -22,6 +22,7 @@ from hermes.campaign.records import (
 )
 from hermes.report.pairs import measure_pairs
 from hermes.report.stopping import Advice, advice
+from hermes.report.unusual import UnusualVolume, unusual_volumes
 from hermes.types import StructureName
 from hermes.workspace import Workspace
 
@@ -103,6 +104,7 @@ class Summary:
     offered: tuple[OfferedRow, ...]
     offered_per_label: tuple[tuple[float, float], ...]
     pairs: tuple[PairRow, ...]
+    unusual: tuple[UnusualVolume, ...]
     skips: tuple[SkipRecord, ...]
     reviews: Mapping[str, int]
     advice: Advice
@@ -119,7 +121,7 @@ def summarise(workspace: Workspace) -> Summary:
     reviews, skips = campaign.reviews.all(), campaign.assignments.skips()
     versions = [_version(one) for one in campaign.versions()]
     states, wish = campaign.assignments.states(), workspace.wish()
-    waiting = sum(state.usable and not state.complete(wish) for state in states.values())
+    waiting = {name for name, state in states.items() if state.usable and not state.complete(wish)}
     coverage = _coverage(workspace)
     means = [one.mean for one in versions if one.mean is not None]
     said = advice(
@@ -129,14 +131,14 @@ def summarise(workspace: Workspace) -> Summary:
         last=settings.stop_submissions,
         margin=settings.gate_margin,
         quotas={c.structure: (c.drawn, c.quota) for c in coverage if c.quota is not None},
-        waiting=waiting if states else 1,  # an empty campaign has not ended, it has not begun
+        waiting=len(waiting) if states else 1,  # an empty campaign has not ended, it has not begun
     )
     return Summary(
         made_at=campaign.now(),
         serving=workspace.versions.serving().name,
         counts=campaign.counts(),
         holdout_images=len(campaign.holdout_ids()),
-        waiting=waiting,
+        waiting=len(waiting),
         labels_at=tuple(sorted(label.submitted_at for label in labels)),
         coverage=coverage,
         annotators=_annotators(workspace, labels, reviews, skips),
@@ -144,6 +146,7 @@ def summarise(workspace: Workspace) -> Summary:
         offered=_offered(offered, settings.stop_submissions),
         offered_per_label=_per_label(offered),
         pairs=_pairs(measure_pairs(workspace), labels),
+        unusual=unusual_volumes(workspace, waiting),
         skips=tuple(skips),
         reviews=_reviews(labels, reviews),
         advice=said,

@@ -12,6 +12,8 @@ FEWEST = 8
 """Images with a structure before any of them can be called unusual."""
 SMALLEST_ML = 0.01
 MAD_TO_SD = 1.4826
+LEAST_SPREAD = 0.05
+"""Of the logarithm: where most volumes are the same, five percent more or less are not unusual."""
 
 
 def volume_outliers(
@@ -31,7 +33,7 @@ def volume_outliers(
             continue
         logs = np.log([volumes_ml[case][structure] for case in cases])
         spread = MAD_TO_SD * float(np.median(np.abs(logs - np.median(logs))))
-        far = np.abs(logs - np.median(logs)) / max(spread, 1e-6)
+        far = np.abs(logs - np.median(logs)) / max(spread, LEAST_SPREAD)
         for case, value in zip(cases, far, strict=True):
             found.setdefault(case, {})[structure] = float(value)
     return found
