@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,10 @@ class Folder:
         self.archive = LabelArchive(root / ".hermes" / "labels")
         write_nifti(case, root)
 
-    def open(self) -> HermesLocalDatastore:
+    def open(self, *, auto_reload: bool = False) -> HermesLocalDatastore:
         return HermesLocalDatastore(
             str(self.root), structures=lambda: ("liver",), confirm=lambda new: None, archive=self.archive,
-            record=self.record, auto_reload=False, read_only=False, withdraw=self.campaign.withdraw_label,
+            record=self.record, auto_reload=auto_reload, read_only=False, withdraw=self.campaign.withdraw_label,
             progress=self.campaign.progress.of,
         )  # fmt: skip
 
@@ -131,6 +133,46 @@ def test_notes_of_a_label_cannot_change_what_was_annotated(folder: Folder, tmp_p
     assert store.get_label_info(image, "final") == before
     store.update_label_info(image, "final", {"note": "x"})
     assert store.get_label_info(image, "final")["note"] == "x"
+
+
+@pytest.mark.parametrize("poll", [False, True])
+def test_files_that_come_and_go_are_noticed(
+    folder: Folder, poll: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HermesLocalDatastore, "_is_on_mount", lambda *_: poll)
+    store = folder.open(auto_reload=True)
+    assert store._observer is not None
+    image, name = folder.root / f"{folder.case.name}.nii.gz", folder.case.name
+    looks: list[object] = []
+    monkeypatch.setattr(store, "refresh", lambda: (looks.append(1), HermesLocalDatastore.refresh(store)))
+
+    def until(expected: set[str]) -> None:
+        deadline = time.monotonic() + 20
+        while set(store.list_images()) != expected and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert set(store.list_images()) == expected
+
+    try:
+        (folder.root / ".hermes" / "other.nii.gz").write_bytes(
+            b""
+        )  # the campaign's own files are nobody's images
+        shutil.copy(image, folder.root / "copied.nii.gz")
+        until({name, "copied"})
+        shutil.copy(image, folder.root / ".part")
+        (folder.root / ".part").rename(folder.root / "renamed.nii.gz")
+        until({name, "copied", "renamed"})
+        (folder.root / "copied.nii.gz").unlink()
+        until({name, "renamed"})
+        before = len(looks)
+        (folder.root / ".hermes" / "another.nii.gz").write_bytes(b"")
+        (folder.root / "labels" / "final" / "renamed.nii.gz").write_bytes(image.read_bytes())
+        deadline = time.monotonic() + 20
+        while len(looks) == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert store.get_labels_by_image_id("renamed").keys() == {"final"}
+    finally:
+        store._observer.stop()
+        store._observer.join()
 
 
 def test_a_campaign_that_was_moved_finds_its_labels(folder: Folder, tmp_path: Path) -> None:

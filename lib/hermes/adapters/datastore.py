@@ -27,6 +27,7 @@ from hermes.adapters.submitting import (
     require_same_grid,
     sha256_of,
 )
+from hermes.adapters.watching import watch_folder
 from hermes.campaign.progress import Progress
 from hermes.campaign.records import LabelRecord
 from hermes.errors import BadImageError, BadLabelError, BadRequestError, ConflictError, NotFoundError
@@ -81,7 +82,19 @@ class HermesLocalDatastore(LocalDatastore):  # type: ignore[misc]
         self._intake = Intake(structures, confirm, archive, record)
         self._archive, self._withdraw, self._progress = archive, withdraw, progress
         self._saving = threading.Lock()
-        super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=auto_reload, read_only=read_only)
+        super().__init__(studies, extensions=IMAGE_PATTERNS, auto_reload=False, read_only=read_only)
+        self._auto_reload = auto_reload
+        if auto_reload:
+            images = Path(self._datastore.image_path())
+            self._observer = watch_folder(
+                images,
+                Path(self._datastore.label_path(None)),
+                Path(self._datastore_config_path),
+                IMAGE_PATTERNS,
+                come_or_gone=self._on_any_event,
+                index_changed=self._on_modify_event,
+                poll=self._is_on_mount(str(images)),
+            )
 
     @answers_errors
     def save_label(
