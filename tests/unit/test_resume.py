@@ -175,6 +175,12 @@ def test_a_full_disk_costs_the_state_and_not_the_training(
     assert "No space left" in caplog.text
 
 
+def test_a_state_is_saved_the_more_often_the_less_it_costs() -> None:
+    point = ResumePoint(Path("state"), "a")
+    assert [point.pause_s(took) for took in (0.0, 0.02, 0.5, 1.2, 9.0)] == [1.0, 1.0, 25.0, 60.0, 60.0]
+    assert ResumePoint(Path("state"), "a", every_s=0.0).pause_s(9.0) == 0.0
+
+
 def test_fingerprints() -> None:
     facts = {"parent": "v1", "labels": ["a", "b"], "recipe": TOY, "seed": 1}
     assert fingerprint(**facts) == fingerprint(**dict(reversed(facts.items())))

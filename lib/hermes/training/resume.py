@@ -22,6 +22,10 @@ import torch
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+SHORTEST_PAUSE_S = 1.0
+"""Seconds between two savings at least, where ``every_s`` allows them."""
+SAVING_SHARE = 0.02
+"""How much of a training's time savings may take."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class ResumePoint:
     Attributes:
         path: of the file; ``<name>.partial`` beside it belongs to it too.
         key: :func:`fingerprint` of all that determines the run. A state of another key is discarded.
-        every_s: seconds between two savings.
+        every_s: seconds between two savings at most; a state that is saved quickly is saved more often.
         keep: leave the finished run's state too; the caller calls :func:`discard` when the result is safe.
     """
 
@@ -44,6 +48,15 @@ class ResumePoint:
     def partial(self) -> Path:
         """The file that is written before it takes the place of ``path``."""
         return self.path.with_name(self.path.name + ".partial")
+
+    def pause_s(self, took_s: float) -> float:
+        """Seconds from the end of a saving that took ``took_s`` to the next one.
+
+        >>> point = ResumePoint(Path("state"), "key")
+        >>> point.pause_s(0.001), point.pause_s(0.5), point.pause_s(10.0)
+        (1.0, 25.0, 60.0)
+        """
+        return min(self.every_s, max(SHORTEST_PAUSE_S, took_s / SAVING_SHARE))
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,7 @@ class _Course:
             self._restore(resume)
         self._resumed_at = len(self._losses)
         self._started = self._saved = time.monotonic()
+        self._took_s = 0.0
 
     def follow(self, should_stop: Callable[[], bool] | None) -> TrainingResult:
         """All steps that are left."""
@@ -257,18 +258,20 @@ class _Course:
         logger.info("Going on with an interrupted training at step %d of %d", state.step, state.steps)
 
     def _save_in_time(self, _: Engine) -> None:
-        if self._resume is not None and time.monotonic() - self._saved >= self._resume.every_s:
+        if self._resume is not None and time.monotonic() - self._saved >= self._resume.pause_s(self._took_s):
             self._save()
 
     def _save(self) -> None:
         """A disk that is full costs the chance to resume, not the training."""
         if self._resume is None or not self._run.team.leads:
             return
+        began = time.monotonic()
         try:
             save_state(self._resume, self._run.state(self._losses, self._seconds()))
         except OSError as error:
             logger.warning("The state of the training could not be saved: %s", error.strerror)
         self._saved = time.monotonic()
+        self._took_s = self._saved - began
 
     def _seconds(self) -> float:
         return self._before_s + time.monotonic() - self._started
