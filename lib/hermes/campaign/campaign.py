@@ -3,8 +3,8 @@
 Every method is one short transaction; all of them are safe from any thread and any process. Image and label
 files stay in the datastore: the campaign knows their names, hashes and history.
 
-The class is longer than a module here should be because it is the one door to the database; what it does
-beyond a statement or two stands in ``runs.py`` and ``rows.py``.
+`Campaign` is the one door to the database: it opens the transactions, and what it does in them beyond a statement or two
+stands in ``label_versions.py``, ``runs.py``, ``versions.py``, ``scores.py``, ``counts.py`` and ``rows.py``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
-from hermes.campaign import events, reviews, rows, runs
+from hermes.campaign import events, label_versions, reviews, rows, runs, versions
+from hermes.campaign import scores as scoring
 from hermes.campaign.agreements import Agreements
-from hermes.campaign.assignments import Assignments, end_leases, label_came
+from hermes.campaign.assignments import Assignments, end_leases
 from hermes.campaign.board import Board
 from hermes.campaign.confirmed import ConfirmedStructures
+from hermes.campaign.counts import count_all
 from hermes.campaign.database import Database
 from hermes.campaign.events import note
 from hermes.campaign.facts import Facts
 from hermes.campaign.holdout import HoldoutRule, enter_images, holdout_ids, patient_from_name, training_ids
 from hermes.campaign.holdout_scores import HoldoutScores
-from hermes.campaign.models import EventRow, ImageRow, LabelRow, RunRow, ScoreRow, VersionRow
+from hermes.campaign.models import EventRow, ImageRow, LabelRow, RunRow
 from hermes.campaign.pacs_objects import PacsObjects
 from hermes.campaign.progress import Counting
 from hermes.campaign.records import (
@@ -45,7 +47,6 @@ from hermes.campaign.records import (
     VersionState,
 )
 from hermes.campaign.uploads import Uploads
-from hermes.errors import ConflictError, NotFoundError
 from hermes.types import CaseId, StructureName
 
 
@@ -205,43 +206,15 @@ class Campaign:
         with self._database.write() as session:
             entering = {image_id: patient or patient_from_name(image_id)}
             enter_images(session, entering, self._holdout, now=now)
-            # PostgreSQL: two versions of one label are numbered one after the other. SQLite: locked already.
-            session.scalar(select(ImageRow).where(ImageRow.id == image_id).with_for_update())
-            of_image = (LabelRow.image_id == image_id, LabelRow.tag == tag)
-            number = (session.scalar(select(func.max(LabelRow.number)).where(*of_image)) or 0) + 1
-            row = LabelRow(
-                image_id=image_id,
-                tag=tag,
-                number=number,
-                path=path,
-                sha256=sha256,
-                annotator=annotator,
-                submitted_at=now,
-                model_version=model_version,
-                source=source,
-                annotated=values,
-            )
-            session.add(row)
-            session.flush()
-            if tag == FINAL:
-                seconds = label_came(session, image_id, annotator, now)
-                said = {"image": image_id, "label": row.id, "annotator": annotator, "seconds": seconds}
-                note(session, now, events.LABEL_SUBMITTED, **said)
-            return rows.label_record(row)
+            return label_versions.add(
+                session, image_id, tag, now=now, path=path, sha256=sha256, annotator=annotator,
+                model_version=model_version, source=source, annotated=values,
+            )  # fmt: skip
 
     def withdraw_label(self, image_id: CaseId, tag: str = FINAL) -> int:
         """Takes back all versions of a label, as when its file is deleted; how many there were."""
         with self._database.write() as session:
-            found = session.scalars(
-                select(LabelRow).where(
-                    LabelRow.image_id == image_id, LabelRow.tag == tag, LabelRow.withdrawn_at.is_(None)
-                )
-            ).all()
-            for row in found:
-                row.withdrawn_at = self._clock()
-            if found and tag == FINAL:
-                note(session, self._clock(), events.LABEL_WITHDRAWN, image=image_id, versions=len(found))
-            return len(found)
+            return label_versions.withdraw(session, image_id, tag, now=self._clock())
 
     def labels(
         self,
@@ -255,13 +228,8 @@ class Campaign:
 
         Those that were taken back are among them only with ``withdrawn``.
         """
-        statement = select(LabelRow).where(LabelRow.tag == tag).order_by(LabelRow.image_id, LabelRow.number)
-        if not withdrawn:
-            statement = statement.where(LabelRow.withdrawn_at.is_(None))
-        if image_id is not None:
-            statement = statement.where(LabelRow.image_id == image_id)
         with self._database.read() as session:
-            records = [rows.label_record(row) for row in session.scalars(statement)]
+            records = label_versions.listed(session, tag, image_id=image_id, withdrawn=withdrawn)
         return list({record.image_id: record for record in records}.values()) if latest else records
 
     def training_labels(self) -> list[LabelRecord]:
@@ -387,25 +355,10 @@ class Campaign:
         Raises:
             ConflictError: the name is taken; versions do not change.
         """
-        now = self._clock()
-        published_at = now if state is VersionState.PUBLISHED else None
         with self._database.write() as session:
-            if session.get(VersionRow, name) is not None:
-                msg = (
-                    f"Model version {name!r} exists; a version never changes, so give the new one a new name."
-                )
-                raise ConflictError(msg)
-            row = VersionRow(
-                name=name,
-                parent=parent,
-                path=str(path),
-                created_at=now,
-                published_at=published_at,
-                metrics=dict(metrics or {}),
-                state=state.value,
+            return versions.add(
+                session, name, path, parent=parent, metrics=metrics, state=state, now=self._clock()
             )
-            session.add(row)
-            return rows.version_record(row)
 
     def set_version_state(
         self, name: str, state: VersionState, metrics: Mapping[str, Any] | None = None
@@ -416,20 +369,12 @@ class Campaign:
             NotFoundError: there is no such version.
         """
         with self._database.write() as session:
-            row = session.get(VersionRow, name)
-            if row is None:
-                msg = f"There is no model version {name!r}."
-                raise NotFoundError(msg)
-            row.state = state.value
-            row.published_at = self._clock() if state is VersionState.PUBLISHED else row.published_at
-            row.metrics = {**row.metrics, **(metrics or {})}
-            return rows.version_record(row)
+            return versions.change(session, name, state, metrics, now=self._clock())
 
     def versions(self) -> list[VersionRecord]:
         """All versions of the model, the first one first."""
         with self._database.read() as session:
-            found = session.scalars(select(VersionRow).order_by(VersionRow.created_at, VersionRow.name))
-            return [rows.version_record(row) for row in found]
+            return versions.listed(session)
 
     # ------------------------------------------------------------------ scores
 
@@ -440,33 +385,14 @@ class Campaign:
             BadRequestError: a value that is not a finite number.
             NotFoundError: a score of an image that the campaign does not have.
         """
-        values = rows.score_values(method, model_version, scores, now=self._clock())
-        keys = ["method", "model_version", "image_id", "structure"]
+        values = scoring.columns(method, model_version, scores, now=self._clock())
         with self._database.write() as session:
-            unknown = rows.unknown_images(session, {value["image_id"] for value in values})
-            if unknown:
-                msg = f"Expected scores of known images, got {len(unknown)} others, such as {min(unknown)!r}."
-                raise NotFoundError(msg)
-            rows.upsert(session, ScoreRow, values, keys, ["value", "computed_at"])
-            note(
-                session,
-                self._clock(),
-                events.SCORES_STORED,
-                method=method,
-                version=model_version,
-                scores=len(values),
-            )
+            scoring.put(session, method, model_version, values, now=self._clock())
 
     def get_scores(self, method: str, model_version: str) -> dict[CaseId, dict[StructureName, float]]:
         """Image -> structure ("" for the image as a whole) -> value; images without a score are not in it."""
-        statement = select(ScoreRow.image_id, ScoreRow.structure, ScoreRow.value).where(
-            ScoreRow.method == method, ScoreRow.model_version == model_version
-        )
-        found: dict[CaseId, dict[StructureName, float]] = {}
         with self._database.read() as session:
-            for image_id, structure, value in session.execute(statement):
-                found.setdefault(image_id, {})[structure] = value
-        return found
+            return scoring.of(session, method, model_version)
 
     # ------------------------------------------------------------------ events
 
@@ -503,23 +429,6 @@ class Campaign:
 
     def counts(self) -> Counts:
         """How far the campaign is; images that the datastore lost do not count as images."""
-        here = ImageRow.missing_since.is_(None)
-        valid = LabelRow.withdrawn_at.is_(None)
         new_labels = self.labels_since_last_training()
-        final = select(LabelRow.image_id).where(LabelRow.tag == FINAL, valid)
-
         with self._database.read() as session:
-
-            def count(table: Any, *conditions: Any) -> int:
-                return session.scalar(select(func.count()).select_from(table).where(*conditions)) or 0
-
-            return Counts(
-                images=count(ImageRow, here),
-                labelled=count(ImageRow, here, ImageRow.id.in_(final)),
-                quarantined=count(ImageRow, here, ImageRow.quarantined_reason.is_not(None)),
-                label_versions=count(LabelRow, valid),
-                new_labels=new_labels,
-                runs_done=count(RunRow, RunRow.state == RunState.DONE.value),
-                runs_failed=count(RunRow, RunRow.state == RunState.FAILED.value),
-                versions=count(VersionRow),
-            )
+            return count_all(session, new_labels=new_labels)

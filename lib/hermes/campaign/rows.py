@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from hermes.campaign.models import ImageRow, LabelRow, VersionRow
-from hermes.campaign.records import Annotated, ImageRecord, LabelRecord, Score, VersionRecord, VersionState
+from hermes.campaign.models import ImageRow, LabelRow
+from hermes.campaign.records import Annotated, ImageRecord, LabelRecord
 from hermes.errors import BadRequestError, NotFoundError
 from hermes.types import CaseId, StructureName
 
@@ -131,40 +130,3 @@ def label_record(row: LabelRow) -> LabelRecord:
         annotated={name: Annotated(value) for name, value in row.annotated.items()},
         withdrawn_at=row.withdrawn_at,
     )
-
-
-def version_record(row: VersionRow) -> VersionRecord:
-    """A frozen copy of a version's row."""
-    return VersionRecord(
-        name=row.name,
-        parent=row.parent,
-        path=row.path,
-        created_at=row.created_at,
-        published_at=row.published_at,
-        metrics=dict(row.metrics),
-        state=VersionState(row.state),
-    )
-
-
-def score_values(
-    method: str, model_version: str, scores: Iterable[Score], *, now: float
-) -> list[dict[str, Any]]:
-    """The columns of the scores; of two for one image and structure, the later one.
-
-    Raises:
-        BadRequestError: a value that is not a finite number.
-    """
-    values: dict[tuple[CaseId, StructureName], dict[str, Any]] = {}
-    for score in scores:
-        if not math.isfinite(score.value):
-            msg = f"Expected finite scores, got {score.value} ({method}) for image {score.image_id!r}."
-            raise BadRequestError(msg)
-        values[score.image_id, score.structure] = {
-            "method": method,
-            "model_version": model_version,
-            "image_id": score.image_id,
-            "structure": score.structure,
-            "value": float(score.value),
-            "computed_at": now,
-        }
-    return list(values.values())
