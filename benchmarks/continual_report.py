@@ -54,9 +54,16 @@ def select(groups: Groups, benchmark: str) -> dict[Key, Mapping[str, Sequence[fl
     }
 
 
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation over seeds, of the sample; 0 of a single one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def cell(values: Sequence[float]) -> str:
     """Mean and standard deviation over seeds."""
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+    if np.ptp(values) == 0 and float(values[0]).is_integer():
+        return f"{values[0]:.0f}"
+    return f"{np.mean(values):.3f} ± {spread(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def table(groups: Groups, benchmark: str) -> str:
@@ -85,7 +92,7 @@ def bars(axes: Axes, groups: Groups, benchmark: str, title: str) -> None:
             places,
             [np.mean(f) for f in found],
             0.8 / len(models),
-            yerr=[np.std(f) for f in found],
+            yerr=[spread(f) for f in found],
             label=model,
         )
     axes.set_xticks(range(len(datasets)), [d.removeprefix("Phantom") for d in datasets], fontsize=7)
@@ -100,7 +107,7 @@ def lines_of(
     for name, points in curves.items():
         xs = sorted(points)
         means = [np.mean(points[x]) for x in xs]
-        axes.errorbar(xs, means, [np.std(points[x]) for x in xs], marker="o", capsize=3, label=name)
+        axes.errorbar(xs, means, [spread(points[x]) for x in xs], marker="o", capsize=3, label=name)
     axes.set_title(title)
     axes.set_xlabel(below)
     axes.legend(fontsize=7)
