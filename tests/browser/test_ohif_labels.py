@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlparse
 
 import numpy as np
+import pydicom
 import requests
+from pydicom.uid import generate_uid
 
 from hermes import pacs
 from hermes.phantoms import PhantomCase
@@ -138,6 +140,45 @@ def test_the_status_says_which_image_and_why_after_next_image(site: Site, page: 
     assert "Reserved for you" in about(page)
     post(site, "/hermes/release", {"image": offered, "client_id": "gerda"})
     assert series_uid(case)
+
+
+def test_every_volume_of_a_series_opens_as_an_image_of_its_own(site: Site, page: Page) -> None:
+    """OHIF would make one stack of two echoes, of which its MONAI Label mode shows nothing."""
+    case = make_image("axial", 3)
+    files = write(case, site.directory / "dicom")
+    for number, file in enumerate(files):
+        first, second = pydicom.dcmread(file), pydicom.dcmread(file)
+        first.EchoTime, second.EchoTime = "4.6", "92.5"
+        first.save_as(file, write_like_original=False)
+        second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        if number > 2:  # the second echo covers less
+            second.save_as(file.with_name(f"b{file.name}"), write_like_original=False)
+    pacs.store(site.orthanc.dicomweb, sorted(files[0].parent.glob("*.dcm")))
+    series = series_uid(case)
+    wait_for(lambda: sum(one.startswith(series) for one in _images(site)) == 2)
+    images = [one for one in _images(site) if one.startswith(series)]
+    wait_for(lambda: all(_is_known(site, one) for one in images))
+    study = site.series(SeriesInstanceUID=series)[0]["0020000D"]["Value"][0]
+    whole = truth(case)
+    slices: dict[str, int] = {}
+    for image in images:
+        open_viewer(
+            page,
+            f"{site.address}/ohif/monai-label?StudyInstanceUIDs={study}&hermesImage={image}",
+            name="inge",
+        )
+        click(page, "segment")
+        array, grid, names = on_screen(page)
+        slices[image] = array.shape[0]
+        assert same_in_space(named(array, names), grid, whole)
+        assert "Submitted" in click(page, "submit")
+    assert sorted(slices.values()) == [len(files) - 3, len(files)]
+    with site.campaign() as campaign:
+        assert set(slices) <= campaign.labelled_ids()
+
+
+def _images(site: Site) -> list[str]:
+    return list(site.get("/datastore/?output=all")["objects"])
 
 
 def test_the_browsers_back_arrow_asks_before_drawn_work_is_left(site: Site, page: Page) -> None:

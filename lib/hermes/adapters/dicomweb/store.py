@@ -161,6 +161,27 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         index = self._behind.index
         return list(self.images(index.current(max_age_s=max(IDLE_S, index.max_age_s))))
 
+    def instances_of_volumes(self, study_uid: str, image_id: str) -> dict[str, frozenset[str]]:
+        """Series of several volumes -> the SOPInstanceUIDs of the one that is wanted; series of one are not in it.
+
+        Args:
+            study_uid: whose series.
+            image_id: the wanted image; of other series the main one is.
+
+        Raises:
+            PacsError: a series is not known well enough, and the PACS does not answer.
+            BadImageError: it cannot be used any more.
+        """
+        found = {}
+        for image in self.images(self._behind.index.listing).values():  # the main one of a series comes first
+            series = image.series
+            if series.study_uid != study_uid or image.volume is None:
+                continue
+            if image.id == image_id or series.uid not in found:
+                planes = self._behind.files.source(image).planes
+                found[series.uid] = frozenset(uid for uid, _ in planes)
+        return found
+
     def image_path(self, image_id: str) -> Path:
         """What Hermes reads an image from: its DICOM files, in the order and lattice of the series.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -21,14 +22,17 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 
 from hermes.adapters.annotators import known_annotator, usable_name
+from hermes.adapters.dicomweb.client import text_of
 from hermes.adapters.dicomweb.pacs import access_of
 from hermes.adapters.ohif.incoming import Spool
-from hermes.adapters.ohif.stored import take_labels
+from hermes.adapters.ohif.stored import instances_of_volumes, take_labels
 
 logger = logging.getLogger(__name__)
 
 ANNOTATOR_COOKIE = "hermes_annotator"
 LABEL_HEADER = "hermes-label"
+IMAGE_HEADER = "hermes-image"
+"""With which the panel says for which image of the campaign it asks for the attributes of a series."""
 _SERVICES = ("studies", "series", "instances")
 """What DICOMweb addresses begin with; anything else of that server is not the viewer's business."""
 _FORWARDED = ("accept", "accept-encoding", "accept-language", "content-type", "if-none-match", "range")
@@ -36,6 +40,7 @@ _ANSWERED = (
     "content-type", "content-length", "content-encoding", "content-range", "etag", "last-modified", "location",
     "cache-control", "warning",
 )  # fmt: skip
+_STUDY_METADATA = re.compile(r"studies/([0-9.]+)(?:/series/[0-9.]+)?/metadata$")
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
 router = APIRouter(prefix="/proxy", tags=["Hermes"])
@@ -47,8 +52,31 @@ _USER, _ANNOTATOR = (
 
 @router.get("/dicom/{path:path}", include_in_schema=False)
 async def get(request: Request, path: str, user: User = _USER) -> Response:
-    """QIDO and WADO: the answer as the PACS gives it."""
-    return await _pass_on(request, _address(path), None)
+    """QIDO and WADO: the answer as the PACS gives it, but for the attributes of a series of several volumes."""
+    answer = await _pass_on(request, _address(path), None)
+    study = _STUDY_METADATA.search(path)
+    if IMAGE_HEADER not in request.headers or study is None or answer.status_code != 200:
+        return answer
+    return await _wanted_volumes(answer, study.group(1), request.headers[IMAGE_HEADER])
+
+
+async def _wanted_volumes(answer: Response, study_uid: str, image: str) -> Response:
+    """The attributes of a study's images without those of further volumes of a series: OHIF would make one stack of all."""
+    volumes = await run_in_threadpool(instances_of_volumes, study_uid, image)
+    if not volumes or not isinstance(answer, StreamingResponse):
+        return answer
+    body = b"".join([bytes(chunk) async for chunk in _stream_of(answer)])
+    kept = [
+        item
+        for item in json.loads(body)
+        if (wanted := volumes.get(text_of(item, "0020000E"))) is None or text_of(item, "00080018") in wanted
+    ]
+    return Response(json.dumps(kept), media_type=answer.headers.get("content-type"))
+
+
+async def _stream_of(answer: StreamingResponse) -> AsyncIterator[bytes]:
+    async for chunk in answer.body_iterator:
+        yield chunk.encode() if isinstance(chunk, str) else bytes(chunk)
 
 
 @router.post("/dicom/{path:path}", include_in_schema=False)
@@ -119,6 +147,8 @@ async def _pass_on(request: Request, address: str, spool: Spool | None) -> Respo
     """
     headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
     headers.setdefault("accept-encoding", "identity")
+    if IMAGE_HEADER in request.headers:
+        headers["accept-encoding"] = "identity"  # we may have to read it
     if spool is not None:
         headers["content-length"] = str(spool.size)
     url = httpx.URL(address, query=_plain_query(request.url.query))

@@ -36,6 +36,17 @@ def take_labels(objects: Sequence[Any], annotator: str | None) -> list[Taken]:
     return [_take(dataset, annotator) for dataset in objects]
 
 
+def instances_of_volumes(study_uid: str, image: str) -> dict[str, frozenset[str]]:
+    """Series of several volumes -> the objects of the one to show; empty where nothing is to be left out."""
+    ask = getattr(app_instance().datastore(), "instances_of_volumes", None)
+    try:
+        found: dict[str, frozenset[str]] = ask(study_uid, image) if ask is not None else {}
+    except HermesError as error:  # it cannot be told apart now: the viewer shows what there is
+        logger.info("The series of a study are shown as they are: %s", error)
+        return {}
+    return found
+
+
 def _take(dataset: Any, annotator: str | None) -> Taken:
     instance = app_instance()
     take = getattr(instance.datastore(), "take_stored_object", None)

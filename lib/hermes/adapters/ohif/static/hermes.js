@@ -15,6 +15,7 @@
   const OFFER_KEY = 'hermes.offer'; // why `Next image` has opened the image: the page is loaded anew in between
   const REFRESH_MS = 15000;
   const WAIT_MS = 400;
+  const NO_VIEW_MS = 20000;
 
   // MONAI Label's panel takes port 8000 for granted; this cookie tells it better.
   document.cookie = `MONAILABEL_SERVER_URL=${escape(`${location.origin}/`)}; path=/ohif`;
@@ -32,6 +33,7 @@
     about: null, // what GET /hermes/viewer/image says of the image on screen
     busy: false,
     series: null, // SeriesInstanceUID on screen
+    noViewSince: null, // since when an image was asked for and none is shown
     loaded: '', // what was drawn by itself when the image was opened
     drawing: false, // we change voxels ourselves
   };
@@ -110,9 +112,12 @@
   /** The id under which the server knows the image on screen. */
   function imageId() {
     const series = displaySet()?.SeriesInstanceUID;
-    const asked = new URLSearchParams(location.search).get('hermesImage');
-    return asked && asked.split('~')[0] === series ? asked : series;
+    const asked = imageAsked();
+    return asked && (!series || asked.split('~')[0] === series) ? asked : series;
   }
+
+  /** The image that `Next image` has opened. */
+  const imageAsked = () => new URLSearchParams(location.search).get('hermesImage');
 
   function labelmapImages(segmentation) {
     const labelmap = segmentation?.representationData?.Labelmap;
@@ -660,7 +665,7 @@
     }
     const inViewer = Boolean(displaySet());
     part('image').hidden = !inViewer;
-    part('skip').hidden = !inViewer;
+    part('skip').hidden = !imageId();
     part('name').hidden = Boolean(annotator());
     part('progress').textContent = `${campaign.images.completed} of ${campaign.images.total} labelled`;
     const { phase, step, steps } = campaign.training;
@@ -832,6 +837,14 @@
     settle();
     mendCommands();
     const series = displaySet()?.SeriesInstanceUID;
+    if (series || !imageAsked() || !state.campaign) {
+      state.noViewSince = null;
+    } else if (!state.noViewSince) {
+      state.noViewSince = Date.now();
+    } else if (Date.now() - state.noViewSince > NO_VIEW_MS) {
+      state.noViewSince = Infinity; // said once
+      say('The viewer shows no volume of this series. Skip gives it back; it can be labelled in 3D Slicer.', 'error');
+    }
     if (!state.campaign || !series || preparing || !viewportReady()) {
       return;
     }
@@ -906,10 +919,23 @@
     events.addEventListener(Events.SEGMENTATION_REPRESENTATION_ADDED ?? Events.SEGMENTATION_REPRESENTATION_MODIFIED, () => setTimeout(paint, 0));
   }
 
-  /** Says what became of a segmentation that the viewer's own export has stored through the proxy. */
-  function hearStores() {
-    const send = XMLHttpRequest.prototype.send;
+  const METADATA = /\/proxy\/dicom\/.*\/metadata$/;
+
+  /** Listens to the viewer's calls to the PACS.
+   *
+   * Says what became of a segmentation that the viewer's own export has stored through the proxy. Says to the proxy
+   * which image is wanted of a series: of several volumes in one series the viewer would make one stack.
+   */
+  function hearCalls() {
+    const { open: begin, send } = XMLHttpRequest.prototype;
+    XMLHttpRequest.prototype.open = function hear(method, url, ...more) {
+      this.hermesUrl = String(url);
+      return begin.call(this, method, url, ...more);
+    };
     XMLHttpRequest.prototype.send = function hear(...body) {
+      if (METADATA.test(this.hermesUrl.split('?')[0]) && location.pathname.startsWith(MODE)) {
+        this.setRequestHeader('hermes-image', imageAsked() ?? '');
+      }
       this.addEventListener('loadend', () => {
         const said = this.responseURL.includes('/proxy/dicom/') && this.getResponseHeader('hermes-label');
         if (!said) {
@@ -928,7 +954,7 @@
     };
   }
 
-  hearStores();
+  hearCalls();
   if (annotator()) {
     rememberAnnotator(annotator()); // the cookie may have been cleared
   }
