@@ -33,7 +33,7 @@ def test_campaign_end_to_end(start: Any, truth: Any, tmp_path: Path) -> None:
         assert {"random", "uncertainty"} <= set(info["strategies"])
         assert {"uncertainty", "agreement"} <= set(info["scoring"])
         assert info["train_stats"]["hermes"]["serving_version"] == "tiny"
-        assert info["datastore"] == {"total": 5, "completed": 0, "label_tags": {}}
+        assert info["datastore"] == {"total": 5, "completed": 0, "quarantined": 0, "label_tags": {}}
 
         labelled = []
         for _ in range(2):
