@@ -1,8 +1,9 @@
-"""One pass with real parts: from an empty PACS to a retrained model, an annotator played in OHIF in a real browser.
+"""One pass with real parts: from an empty PACS to a retrained model, annotators played in OHIF and by 3D Slicer's calls.
 
 Orthanc, the server on it and headless Chromium are started; CT phantoms are stored; then, as often as a round needs
-labels: Next image, Segment, the label corrected (every voxel set to the phantom's truth), Submit. Prints the seconds of
-each stage, and keeps a picture of each in the folder ``--out``: look at them.
+labels: Next image, Segment, the label corrected (every voxel set to the phantom's truth), Submit. The last label of the
+round comes through the client that 3D Slicer's module uses. Prints the seconds of each stage, and keeps a picture of each
+that a browser shows in the folder ``--out``: look at them.
 
     python benchmarks/pacs_pass.py --out pacs-pass --labels 2 --steps 60
 """
@@ -21,13 +22,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
+from monailabel.client import MONAILabelClient
 from playwright.sync_api import Page, sync_playwright
 
 from hermes import pacs
 from hermes.demo import running_server
+from hermes.geometry import Grid
 from hermes.phantoms import PhantomCase, make_case
 from hermes.phantoms.dicom import series_uid, write_dicom_series
+from hermes.records import LabelMap
+from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.writing import write_label_map
 
 STRUCTURES = ("liver", "spleen", "left kidney", "right kidney", "stomach")
 FLAGS = [
@@ -126,6 +133,34 @@ def label_one(page: Page, number: int, cases: dict[str, PhantomCase], stages: St
         print(f"            {click(page, 'submit')}")
 
 
+def label_as_slicer(
+    address: str, number: int, cases: dict[str, PhantomCase], scratch: Path, stages: Stages
+) -> None:
+    """The calls of 3D Slicer's module for one image."""
+    scratch.mkdir()
+    client = MONAILabelClient(address, str(scratch), "ben")
+    with stages(f"image {number}, as Slicer: next sample"):
+        sample = client.next_sample("first", {})
+    image, case = sample["id"], cases[sample["id"]]
+    with stages(f"image {number}, as Slicer: download"):
+        answer = requests.get(f"{address}/datastore/image", params={"image": image}, timeout=PATIENCE_S)
+        answer.raise_for_status()
+        (scratch / sample["name"]).write_bytes(answer.content)
+    with stages(f"image {number}, as Slicer: infer"):
+        offered, _ = client.infer("hermes", image, {"result_extension": ".nii.gz"})
+    before, grid = read_label_map(offered).array, read_volume(scratch / sample["name"]).grid
+    truth = case.labels if grid.matches(Grid(case.labels.shape, case.affine)) else case.labels[::-1]
+    names = [(value, name) for value, name in case.names.items() if name in STRUCTURES]
+    drawn = np.zeros(truth.shape, np.uint8)
+    for number_in_file, (value, _) in enumerate(names, start=1):
+        drawn[truth == value] = number_in_file
+    file = write_label_map(LabelMap(drawn, grid, {}), scratch / "label.nii.gz")
+    info = [{"name": name, "idx": number_in_file} for number_in_file, (_, name) in enumerate(names, start=1)]
+    with stages(f"image {number}, as Slicer: submit"):
+        client.save_label(image, str(file), params={"label_info": info})
+    print(f"            {np.count_nonzero((before > 0) != (drawn > 0))} voxels changed")
+
+
 def run(out: Path, labels: int, steps: int) -> list[tuple[str, float]]:
     """The whole pass; the seconds of its stages."""
     stages, directory = Stages(out), Path(tempfile.mkdtemp())
@@ -177,8 +212,10 @@ def in_browser(
         page.fill(".hermes-name input", "anna")
         page.press(".hermes-name input", "Enter")
         before = viewer()["serving_version"]
-        for number in range(1, labels + 1):
+        for number in range(1, labels):
             label_one(page, number, cases, stages)
+        with tempfile.TemporaryDirectory() as scratch:
+            label_as_slicer(address, labels, cases, Path(scratch) / "slicer", stages)
         with stages("all SEG objects in the PACS"):
             wait_for(lambda: objects() == labels)
         with stages("last submit until the round has ended"):
