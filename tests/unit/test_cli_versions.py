@@ -144,7 +144,8 @@ def test_without_a_note_the_newest_version_tells_the_settings(
     assert "--conf" in capsys.readouterr().err  # neither is there: it says what may have to be passed
     newest = studies / ".hermes" / "models" / "v0002-bbbbbb" / "manifest.json"
     manifest = json.loads(newest.read_text(encoding="utf-8"))
-    manifest["settings"] = from_conf({"structures": "liver,spleen", "modality": "CT"}).to_conf()
+    settings = from_conf({"structures": "liver,spleen", "modality": "CT"}).to_conf()
+    manifest["settings"] = {**settings, "a setting of another version of Hermes": "1"}
     newest.write_text(json.dumps(manifest), encoding="utf-8")
     assert main(["preflight", str(studies), "--json"]) == 0
     said = capsys.readouterr()
