@@ -125,7 +125,7 @@ def test_a_label_drawn_ahead_is_there_when_the_image_is_opened(site: Site, page:
 
 
 def test_the_status_says_which_image_and_why_after_next_image(site: Site, page: Page) -> None:
-    case, _ = add_image(site, "axial", 2)
+    add_image(site, "axial", 2)
     page.goto(f"{site.address}/ohif/")
     page.wait_for_selector(".hermes-floating .hermes-next", timeout=READY_MS)
     page.fill(".hermes-name input", "gerda")
@@ -139,7 +139,16 @@ def test_the_status_says_which_image_and_why_after_next_image(site: Site, page: 
     assert header["00100020"]["Value"][0] in said
     assert "Reserved for you" in about(page)
     post(site, "/hermes/release", {"image": offered, "client_id": "gerda"})
-    assert series_uid(case)
+
+
+def test_what_there_is_not_is_said(site: Site) -> None:
+    image = series_uid(add_image(site, "sagittal", 2)[0])
+    told = site.get(f"/hermes/viewer/image?image={image}")
+    assert (told["label"], told["reserved"], told["revisits"], told["usable"]) == (None, [], [], True)
+    for path in (f"label?image={image}&id=original", f"label?image={image}&id=7000", "image?image=1.2.3"):
+        answer = requests.get(f"{site.address}/hermes/viewer/{path}", timeout=60)
+        assert answer.status_code == 404, path
+        assert answer.json()["detail"].startswith("Expected")
 
 
 def test_every_volume_of_a_series_opens_as_an_image_of_its_own(site: Site, page: Page) -> None:
