@@ -118,7 +118,13 @@ def server_command(studies: Path, conf: Mapping[str, str]) -> tuple[list[str], i
 @contextmanager
 def running_server(studies: Path, conf: Mapping[str, str], log: Path) -> Iterator[str]:
     """A server on a free port of this machine; its address. It is ended when the block ends."""
-    command, port = server_command(studies, conf)
+    with running(*server_command(studies, conf), log) as address:
+        yield address
+
+
+@contextmanager
+def running(command: Sequence[str], port: int, log: Path) -> Iterator[str]:
+    """A server that ``command`` starts on ``port`` of this machine; its address once it answers."""
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
         try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ import torch
 from hermes import pacs
 from hermes.campaign.campaign import Campaign
 from hermes.checkpoint import Manifest, save_checkpoint
+from hermes.demo import running
 from hermes.labels.space import LabelSpace, Task
 from hermes.model import NetworkConfig, build_network
 from hermes.phantoms import PhantomCase
@@ -41,7 +40,6 @@ FLAGS = [
 ]  # fmt: skip
 """A browser without a graphics card, and without calls to anywhere else."""
 READY_MS = 90_000
-START_TIMEOUT_S = 180
 
 
 def missing_parts() -> str | None:
@@ -124,39 +122,9 @@ def running_server(studies: str, directory: Path, **conf: str) -> Iterator[str]:
     text = " ".join(f"{key}={value}" for key, value in settings.items())
     code = "import sys, pathlib, hermes.serve as serve; serve.APP = pathlib.Path(sys.argv.pop(1)); sys.exit(serve.main())"
     app = shutil.copytree(Path(__file__).parent / "app", directory / "app")
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        str(app),
-        "--port",
-        str(port),
-        "--studies",
-        studies,
-        "--conf",
-        text,
-    ]
-    log = directory / "server.log"
-    with log.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=dict(os.environ))
-        try:
-            wait_for(lambda: _answers(port, process), START_TIMEOUT_S)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _answers(port: int, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the server ended while starting"
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/info/", timeout=5).ok
-    except requests.RequestException:
-        return False
+    options = ["--port", str(port), "--studies", studies, "--conf", text]
+    with running([sys.executable, "-c", code, str(app), *options], port, directory / "server.log") as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
