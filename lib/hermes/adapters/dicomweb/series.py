@@ -122,11 +122,6 @@ class SeriesFiles:
                 (folder / _SIZE).unlink(missing_ok=True)
         return target
 
-    def expected_file(self, image: Image) -> Path | None:
-        """The NIfTI file of an image if it was made already."""
-        target = self._place(image.series) / "nifti" / (image.volume or image.series.uid) / _GIVEN_NAME
-        return target if target.is_file() else None
-
     # ----------------------------------------------------------------- insides
 
     def inspected(self, series: SeriesInfo) -> InspectedSeries | None:

@@ -196,12 +196,6 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         """The image as a NIfTI file, for clients."""
         return str(self._behind.files.file(self.require_image(image_id)))
 
-    def known_path(self, image_id: str) -> str:
-        """The NIfTI file of an image if it is on this disk already; "" where it would have to be made."""
-        image = self.images(self._behind.index.listing).get(image_id)
-        path = self._behind.files.expected_file(image) if image is not None else None
-        return str(path or "")
-
     @answers_errors
     def get_image(self, image_id: str, params: Any = None) -> Any:
         """The bytes of `get_image_uri`."""
