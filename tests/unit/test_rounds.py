@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -401,10 +402,11 @@ def test_priors_mode_follows_its_own_recipe(play: Any, monkeypatch: Any, steps: 
         raise CancelledError("enough")
 
     monkeypatch.setattr(rounds, "train", train)
-    for mode in ("full", "priors"):
+    for mode in ("full", "priors", "decoder"):
         with pytest.raises(CancelledError):
             campaign.run(mode=mode, steps=steps)
-    full, priors = asked
+    full, priors, decoder = asked
+    assert decoder == replace(full, trainable="decoder")
     assert (full.trainable, priors.trainable, priors.new_rows) == ("all", "priors", (2,))
     if steps is None:  # what takes a fifth of the time; what somebody asks for goes
         assert priors == full.priors_only((2,))

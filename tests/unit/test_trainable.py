@@ -76,11 +76,31 @@ def test_it_trains_a_thousandth_of_the_numbers_and_computes_no_other_gradient() 
             assert not table.grad[:20].any()
 
 
+@pytest.mark.parametrize(("network", "width"), [("hermes-c", 4), ("hermes-r", 32), ("hermes-m", 32)])
+def test_decoder_mode_freezes_the_encoder_but_not_its_priors(network: str, width: int) -> None:
+    net = build_network(NetworkConfig(network, width, tasks=2))
+    with trainable_parts(net, replace(TOY, trainable="decoder")):
+        frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+    levels = {name.split(".")[1] for name in frozen}
+    assert levels - {"stem_block"} == {"stem", "down1", "down2", "down3", "down4"}
+    assert not any(name.endswith("_prior") for name in frozen)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_decoder_mode_keeps_the_bits_of_the_encoder() -> None:
+    net = toy_net()
+    before = copy.deepcopy(net.state_dict())
+    after = train(net, [toy_case()], replace(TOY, trainable="decoder"), device=CPU, seed=0).net.state_dict()
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed >= {"fusions", "up1", "up4"}
+    assert not changed & {"stem", "down1", "down2", "down3", "down4"}
+
+
 def test_what_was_trainable_before_is_so_afterwards() -> None:
     net = toy_net()
     net.backbone.stem.weight.requires_grad_(False)  # type: ignore[union-attr]
     flags = [p.requires_grad for p in net.parameters()]
-    for trainable in ("priors", "all"):
+    for trainable in ("priors", "decoder", "all"):
         train(net, [toy_case()], replace(TOY, steps=1, trainable=trainable), device=CPU, seed=0)
         assert [p.requires_grad for p in net.parameters()] == flags
 

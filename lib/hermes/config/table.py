@@ -124,8 +124,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "train_mode",
         "full",
-        "What a round trains: full (all of the network), or priors (the rows of new structures and nothing else).",
-        choice("full", "priors"),
+        "What a round trains: full (all of the network), decoder (all but the encoder), or priors (the rows of new "
+        "structures and nothing else).",
+        choice("full", "decoder", "priors"),
     ),
     Setting(
         "replay",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hermes.config import Settings
 from hermes.types import StructureName
 
-MODES = ("full", "priors")
-"""What a round trains: the whole network, or the rows of new structures and nothing else."""
+MODES = ("full", "decoder", "priors")
+"""What a round trains: the whole network, all but its encoder, or the rows of new structures and nothing else."""
 
 
 @dataclass(frozen=True)

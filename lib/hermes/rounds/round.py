@@ -197,8 +197,8 @@ class _Round:
             self._settings, start.cases, self._device, steps=self._options.steps, window=start.manifest.window,
             replay=self._options.replay, distil=self._options.distil if start.may_be_forgotten else 0.0,
         )  # fmt: skip
-        if self._options.mode == "full":
-            return recipe
+        if self._options.mode != "priors":
+            return replace(recipe, trainable="decoder" if self._options.mode == "decoder" else "all")
         annotated = {row for case in start.cases for row in case.annotated}
         unlearned = sorted(annotated - start.manifest.learned_rows)
         if not unlearned:

@@ -64,7 +64,8 @@ class Recipe:
         precision: ``fp32``, or ``bf16`` for autocast.
         dataset_weights: how often each dataset is drawn; 1 where nothing is said.
         round_length: what :meth:`steps_for` follows.
-        trainable: ``priors``: only the task-prior rows of ``new_rows``, everything else keeps its bits.
+        trainable: ``decoder``: all but the encoder (its priors are trained); ``priors``: only the task-prior rows of
+            ``new_rows``. Everything else keeps its bits.
         new_rows: rows of new structures.
         distil_weight: of what a teacher answers for tasks that were not annotated; 0: no teacher is asked.
         distil_rows_per_sample: the teacher answers at most so many of its tasks per sample.
@@ -87,7 +88,7 @@ class Recipe:
     precision: str = "fp32"
     dataset_weights: Mapping[str, float] = field(default_factory=dict)
     round_length: RoundLength = RoundLength(first=200, per_case=50, most=5000)
-    trainable: Literal["all", "priors"] = "all"
+    trainable: Literal["all", "decoder", "priors"] = "all"
     new_rows: tuple[int, ...] = ()
     distil_weight: float = 0.0
     distil_rows_per_sample: int = 4

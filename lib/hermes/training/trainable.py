@@ -1,4 +1,4 @@
-"""Which numbers of the network a run may change: all of them, or the task-prior rows of new structures."""
+"""Which numbers of the network a run may change: all, all but the encoder, or the task-prior rows of new structures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import nn
 from hermes.errors import BadRequestError
 from hermes.model.priors import PriorTables
 from hermes.training.recipe import Recipe
+
+ENCODER = ("backbone.stem", "backbone.down")
+"""Names of its parameters begin so in every network of the family; its prior tables are not part of it."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +45,28 @@ class Trainable:
 def trainable_parts(net: nn.Module, recipe: Recipe) -> Iterator[Trainable]:
     """What the recipe trains of ``net``; everything else is frozen meanwhile, so that no gradients are computed.
 
-    In mode ``all`` what the caller has frozen stays so.
+    In modes ``all`` and ``decoder`` what the caller has frozen stays so.
 
     Raises:
         BadRequestError: priors only, and no new rows or rows that the tables do not have.
     """
     before = [(p, p.requires_grad) for p in net.parameters()]
     try:
-        yield _all(net) if recipe.trainable == "all" else _rows(net, recipe.new_rows)
+        if recipe.trainable == "priors":
+            yield _rows(net, recipe.new_rows)
+        else:
+            if recipe.trainable == "decoder":
+                _freeze_encoder(net)
+            yield _all(net)
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
+
+
+def _freeze_encoder(net: nn.Module) -> None:
+    for name, parameter in net.named_parameters():
+        if name.startswith(ENCODER) and not name.endswith("_prior"):
+            parameter.requires_grad_(False)
 
 
 def _all(net: nn.Module) -> Trainable:
