@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hermes.config import Settings, from_conf
+from hermes.config import SETTINGS, Settings, from_conf
 from hermes.errors import BadRequestError, HermesError
 from hermes.labelled import IMAGE_SUFFIXES
 from hermes.pacs import dicomweb_of
@@ -23,6 +23,7 @@ APP = PROJECT / "apps" / "hermes"
 SAMPLE = PROJECT / "sample-data" / "campaign"
 SAMPLE_DATASET = "PhantomAbdomenCT"
 CAMPAIGNS = PROJECT / "campaigns"
+KNOWN = frozenset(setting.name for setting in SETTINGS)
 _PAIR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", re.DOTALL)
 
 
@@ -36,7 +37,15 @@ def parse_conf(text: str) -> dict[str, str]:
     if text and not re.match(r"\w+=", text):
         msg = f'Expected CONF="key=value key=value ...", got {text!r}.'
         raise BadRequestError(msg)
-    pairs = [(m.group(1), m.group(2).strip()) for m in _PAIR.finditer(text)]
+    pairs: list[tuple[str, str]] = []
+    for match in _PAIR.finditer(text):
+        key, value = match.group(1), match.group(2).strip()
+        if (
+            pairs and pairs[-1][0] == "quotas" and key not in KNOWN
+        ):  # the last word of a structure and its number
+            pairs[-1] = ("quotas", f"{pairs[-1][1]} {key}={value}")
+        else:
+            pairs.append((key, value))
     twice = sorted({k for k, _ in pairs if [p[0] for p in pairs].count(k) > 1})
     if twice:
         msg = f"Expected each key of CONF once, got {twice} more than once."

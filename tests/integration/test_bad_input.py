@@ -218,6 +218,7 @@ def test_train_request_for_an_unknown_model(server: Any) -> None:
 
 def test_train_request_with_bad_steps(server: Any) -> None:
     refused(server.post("/train/hermes", json={"train_steps": "many"}), 400, "train_steps")
+    refused(server.post("/train/hermes", json={"train_step": 5}), 400, "train_steps", "train_step'")
 
 
 def test_uploading_weights_is_refused(server: Any, tmp_path: Path) -> None:

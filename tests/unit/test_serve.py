@@ -24,6 +24,10 @@ from hermes.serve import (
         ("", {}),
         ("a=1", {"a": "1"}),
         (
+            "quotas=liver=50,left kidney=40,right kidney=3 seed=2",
+            {"quotas": "liver=50,left kidney=40,right kidney=3", "seed": "2"},
+        ),
+        (
             "structures=liver,left kidney labels_per_round=5",
             {"structures": "liver,left kidney", "labels_per_round": "5"},
         ),

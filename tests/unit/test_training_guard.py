@@ -59,7 +59,12 @@ def install(monkeypatch: pytest.MonkeyPatch, trainer: Trainer) -> None:
     monkeypatch.setattr(training_guard, "EXIT_WAIT_S", 0.2)
     monkeypatch.setattr(AsyncTask, "stop", staticmethod(lambda _: None))
     GuardedTask.hooks = Hooks(
-        lambda *_: None, trainer.stop, trainer.kill, trainer.is_running, lambda: {"phase": "training"}
+        lambda *_: None,
+        trainer.stop,
+        trainer.kill,
+        trainer.is_running,
+        lambda: {"phase": "training"},
+        lambda: None,
     )
 
 
@@ -105,6 +110,20 @@ def test_the_status_of_a_training_says_how_far_it_is(
     assert GuardedTask.status("scoring") == ({"id": "1"}, None)
     monkeypatch.setattr(AsyncTask, "status", staticmethod(lambda *_: (None, "none")))
     assert GuardedTask.status("train") == (None, "none")
+
+
+def test_a_round_of_another_server_is_waited_for(monkeypatch: pytest.MonkeyPatch, stop: StopRequest) -> None:
+    trainer = Trainer(stop, obeys=True)
+    trainer.task["status"] = "DONE"  # nothing of this server
+    install(monkeypatch, trainer)
+    started: list[str] = []
+    monkeypatch.setattr(AsyncTask, "run", staticmethod(lambda method, *_: started.append(method)))
+    answer, reason = GuardedTask.run("train", {"model": "hermes"})
+    assert (answer, started) == (None, [])  # 429
+    assert "Another server" in str(reason)
+    trainer.running = False
+    GuardedTask.run("train", {"model": "hermes"})
+    assert started == ["train"]
 
 
 def test_the_part_of_a_trainer_is_an_object(monkeypatch: pytest.MonkeyPatch) -> None:

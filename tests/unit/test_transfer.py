@@ -59,11 +59,16 @@ def test_a_campaign_that_was_moved_is_the_same_but_for_its_leases(
     before, after = rows_of(campaign_file), rows_of(moved)
     assert len(before.pop("leases")) == 1
     assert after.pop("leases") == []
+    runs = before.pop("training_runs"), after.pop("training_runs")
+    assert [("done" in before, "imported" in after) for before, after in zip(*runs, strict=True)] == [
+        (True, True)
+    ]
     assert after == before
     with Campaign(moved, holdout=HoldoutRule(0.0)) as campaign:  # goes on: numbers and patients continue
         assert (
             campaign.record_label("sub-0_a", "final", "p", "2" * 64, "ben", {"liver": "present"}).number == 3
         )
+        assert campaign.labels_since_last_training() == 1  # no model came along: nothing is learned yet
         campaign.sync_images([*(f"sub-{n}_a" for n in range(4)), *(f"sub-{n}_b" for n in range(4))])
         held = campaign.holdout_ids()
         assert (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from hermes.adapters.images import paths_of
 from hermes.adapters.infer import HermesInferTask, offered_groups
 from hermes.adapters.patients import Patients
 from hermes.adapters.prelabel import Prelabeller
-from hermes.adapters.requests import annotator_of, round_options
+from hermes.adapters.requests import annotator_of, refuse_unknown_options, round_options
 from hermes.adapters.scoring import AgreementScoring, UncertaintyScoring
 from hermes.adapters.strategy import HermesStrategy
 from hermes.adapters.submitting import Intake
@@ -37,7 +38,7 @@ from hermes.pool import PoolScorer
 from hermes.queueing import Queue
 from hermes.records import NewStructure
 from hermes.resident import ResidentModel
-from hermes.rounds import RoundOptions, preflight_of, require_labels
+from hermes.rounds import RoundOptions, preflight_of, require_labels, require_new_structures
 from hermes.strategies import STRATEGIES, get_strategy
 from hermes.submission import Submission
 from hermes.workspace import Workspace
@@ -203,6 +204,7 @@ class Parts:
                 killed=self._note_stop,
                 is_running=lambda: self.workspace.campaign.current_run() is not None,
                 stats=HermesTrainTask(self.workspace).stats,
+                begins=lambda: self.workspace.progress.write(phase="starting", at=time.time()),
             )
         )
         self.supervisor = Supervisor(
@@ -259,8 +261,11 @@ class Parts:
             msg = f"Expected {key!r} to be one of {names}, got {str(request.get(key))[:100]!r}."
             raise NotFoundError(msg)
         if method == "train":
-            round_options(request, self.workspace.settings, self.workspace.bindings().structures)
+            refuse_unknown_options(request)
+            options = round_options(request, self.workspace.settings, self.workspace.bindings().structures)
             require_labels(self.workspace)
+            if options.mode == "priors":
+                require_new_structures(self.workspace)
 
     def _note_stop(self) -> None:
         run = self.workspace.campaign.current_run()

@@ -177,6 +177,17 @@ def annotator_of(params: Mapping[str, Any]) -> str:
     return annotator_in(params) or ANONYMOUS
 
 
+STOCK_TRAIN_PARAMS = frozenset(
+    {
+        "model", "name", "pretrained", "device", "max_epochs", "early_stop_patience", "val_split", "train_batch_size",
+        "val_batch_size", "multi_gpu", "gpus", "dataset", "dataset_limit", "dataset_randomize", "tracking",
+        "tracking_uri", "tracking_experiment_name", "tracking_run_name", "local_rank", "client_id", "model_filename",
+    }
+)  # fmt: skip
+"""What clients of MONAI Label's own trainers send; it means nothing here, and is passed by."""
+TRAIN_PARAMS = ("train_steps", "mode", "replay", "distil", "structures")
+
+
 def round_options(
     request: Mapping[str, Any], settings: Settings, structures: Sequence[StructureName]
 ) -> RoundOptions:
@@ -200,6 +211,18 @@ def round_options(
         distil=_weight(request, "distil", default.distil),
         structures=tuple(match_structure(name, structures) for name in asked),
     )
+
+
+def refuse_unknown_options(request: Mapping[str, Any]) -> None:
+    """Nothing, if a train request holds only what is read, or what stock clients send.
+
+    Raises:
+        BadRequestError: it holds something else: a training with the defaults is not what was asked for.
+    """
+    unknown = sorted(set(request) - set(TRAIN_PARAMS) - STOCK_TRAIN_PARAMS)
+    if unknown:
+        msg = f"Expected parameters of a training out of {list(TRAIN_PARAMS)}, got {str(unknown)[:LONGEST_VALUE]}."
+        raise BadRequestError(msg)
 
 
 def _mode(request: Mapping[str, Any], default: str) -> str:

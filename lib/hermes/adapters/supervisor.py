@@ -43,7 +43,7 @@ def training_due(campaign: Campaign, labels_per_round: int, round_hours: float =
         return False
     runs = campaign.runs()
     last = runs[-1] if runs else None
-    if last is None or last.state is RunState.DONE or last.reason == PROCESS_DIED:
+    if last is None or last.state in (RunState.DONE, RunState.IMPORTED) or last.reason == PROCESS_DIED:
         return True
     unseen = sum(label.id not in last.label_ids for label in labels)
     return unseen >= labels_per_round > 0 or (unseen > 0 and _time_is_up(campaign, round_hours))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from hermes.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 _UNDER_WAY = frozenset({"preparing", "training", "evaluating", "publishing"})
+LONGEST_START_S = 300.0
+"""A process of a training that has not said anything after this has died."""
 NICENESS = 5  # annotators' inferences come before training on a shared CPU
 
 
@@ -54,6 +57,11 @@ class HermesTrainTask(TrainTask):  # type: ignore[misc]
             state = self._workspace.progress.read()
             if state["phase"] in _UNDER_WAY:
                 state = {"phase": "failed", "reason": "the training process died"}
+        if state.get("phase") == "starting" and time.time() - state["at"] > LONGEST_START_S:
+            state = {
+                "phase": "failed",
+                "reason": "the training process did not begin, see the log of the server",
+            }
         reports = [run.report for run in self._workspace.campaign.runs() if run.report]
         last = {"report": reports[-1]} if reports else {}
         return {

@@ -43,6 +43,7 @@ class Hooks:
         killed: called when a training had to be killed.
         is_running: whether a round runs, in whatever process.
         stats: how far the training is.
+        begins: called before the process of a training is started.
     """
 
     check: Callable[[str, Mapping[str, Any]], None]
@@ -50,6 +51,7 @@ class Hooks:
     killed: Callable[[], None]
     is_running: Callable[[], bool]
     stats: Callable[[], dict[str, Any]]
+    begins: Callable[[], None]
 
 
 class GuardedTask(AsyncTask):  # type: ignore[misc]
@@ -81,7 +83,13 @@ class GuardedTask(AsyncTask):  # type: ignore[misc]
             if is_training():
                 return None, "A training is running. Wait for it, or stop it with DELETE /train/."
             if GuardedTask.hooks is not None:
+                if GuardedTask.hooks.is_running():
+                    return (
+                        None,
+                        "Another server trains this campaign. Wait for it, or stop it with DELETE /train/.",
+                    )
                 GuardedTask.hooks.stop.clear()  # one that nobody heard before the server went down
+                GuardedTask.hooks.begins()
             return _run_training(request, params, force_sync)
 
     @staticmethod

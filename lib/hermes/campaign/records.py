@@ -30,6 +30,8 @@ class RunState(str, Enum):
     DONE = "done"
     FAILED = "failed"
     STOPPED = "stopped"
+    IMPORTED = "imported"
+    """Of another campaign, whose models did not come along: its labels are to be learned here."""
 
 
 class ReviewState(str, Enum):

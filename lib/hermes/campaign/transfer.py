@@ -1,5 +1,7 @@
 """A campaign's state as JSON or CSV, and a database made from it.
 
+Models do not go along. So a run of the campaign that was exported stays on record and has taught nothing here.
+
 Every table goes along, those of later versions too: the list is that of the schema. Leases do not: they are for
 the clock and the annotators of one server.
 """
@@ -13,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import LargeBinary, Table, insert, select, text
+from sqlalchemy import LargeBinary, Table, insert, select, text, update
 
 from hermes.campaign.database import Database
-from hermes.campaign.models import SCHEMA_VERSION, Base, LeaseRow, SchemaRow
+from hermes.campaign.models import SCHEMA_VERSION, Base, LeaseRow, RunRow, SchemaRow
+from hermes.campaign.records import RunState
 from hermes.errors import BadRequestError, ConflictError
 
 FORMAT = "hermes-campaign"
@@ -75,6 +78,7 @@ def read_json(path: Path, location: str | Path) -> dict[str, int]:
                     connection.execute(insert(table), rows)
             if connection.dialect.name == "postgresql":
                 _continue_numbers(connection)
+            connection.execute(update(RunRow).values(state=RunState.IMPORTED.value))
     finally:
         database.close()
     return {name: len(rows) for name, rows in tables.items()}

@@ -1,7 +1,7 @@
 """One training round of a campaign: from the labels in the database to a version that is published or refused."""
 
 from hermes.rounds.ahead import Ahead
-from hermes.rounds.cases import require_labels
+from hermes.rounds.cases import require_labels, require_new_structures
 from hermes.rounds.options import MODES, RoundOptions
 from hermes.rounds.preflight import Preflight, preflight_of
 from hermes.rounds.process import end_with_parent
@@ -19,5 +19,6 @@ __all__ = [
     "end_with_parent",
     "preflight_of",
     "require_labels",
+    "require_new_structures",
     "run_round",
 ]

@@ -111,6 +111,12 @@ def seen_labels(workspace: Workspace) -> set[int]:
     return {label_id for run in done for label_id in run.label_ids}
 
 
+NOTHING_NEW = (
+    "Expected labels of a structure that the serving model has not learned: mode 'priors' trains nothing "
+    "but the rows of new structures. Label one, or train with mode 'full'."
+)
+
+
 def require_cases(cases: Sequence[TrainingCase], skipped: Sequence[LeftOut]) -> None:
     """Nothing, if there is a case.
 
@@ -121,6 +127,17 @@ def require_cases(cases: Sequence[TrainingCase], skipped: Sequence[LeftOut]) -> 
         reasons = "; ".join(f"{s.case_id}: {s.reason}" for s in skipped[:5])
         msg = f"Expected at least one usable label, all {len(skipped)} were left out: {reasons}"
         raise NothingToTrainError(msg)
+
+
+def require_new_structures(workspace: Workspace) -> None:
+    """Nothing, if a structure is labelled that the serving model has not learned.
+
+    Raises:
+        NothingToTrainError: there is none, so that training new rows only would train nothing.
+    """
+    annotated = {name for label in sort_labels(workspace).training for name in label.annotated}
+    if annotated <= set(workspace.bindings().trained):
+        raise NothingToTrainError(NOTHING_NEW)
 
 
 def require_labels(workspace: Workspace) -> None:

@@ -26,7 +26,14 @@ from hermes.device import choose_device
 from hermes.errors import BusyError, CancelledError, HermesError, NothingToTrainError
 from hermes.model import UniversalNetwork
 from hermes.publish import Serving
-from hermes.rounds.cases import CaseReader, require_cases, require_labels, seen_labels, sort_labels
+from hermes.rounds.cases import (
+    NOTHING_NEW,
+    CaseReader,
+    require_cases,
+    require_labels,
+    seen_labels,
+    sort_labels,
+)
 from hermes.rounds.gate import REFUSED, UNGATED, UNGATED_REASON, Verdict, judge
 from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
@@ -202,11 +209,7 @@ class _Round:
         annotated = {row for case in start.cases for row in case.annotated}
         unlearned = sorted(annotated - start.manifest.learned_rows)
         if not unlearned:
-            msg = (
-                "Expected labels of a structure that the serving model has not learned: mode 'priors' trains nothing "
-                "but the rows of new structures. Label one, or train with mode 'full'."
-            )
-            raise NothingToTrainError(msg)
+            raise NothingToTrainError(NOTHING_NEW)
         priors = recipe.priors_only(unlearned)
         return replace(
             priors,
