@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,7 +188,8 @@ class PoolScorer:
         """
         while True:
             bindings, predictor = self._workspace.bindings(), self._resident.predictor()
-            rows = rows_to_ask(bindings, predictor)
+            there = self._workspace.rows_of_image(path, bindings, predictor.preparation)
+            rows = rows_to_ask({name: there[name] for name in bindings.trained}, predictor)
             try:
                 prediction = predictor.predict(
                     path,
@@ -234,12 +235,12 @@ class _Look:
     names: tuple[str, ...]
 
 
-def rows_to_ask(bindings: Bindings, predictor: Predictor) -> dict[str, int]:
+def rows_to_ask(trained: Mapping[str, int], predictor: Predictor) -> dict[str, int]:
     """The structures that the version has learned, and rows that draw one of them by another protocol."""
-    rows = {name: bindings.rows[name] for name in bindings.trained}
+    rows = dict(trained)
     learned = sorted(predictor.manifest.learned_rows - set(rows.values()))
     tasks = predictor.manifest.label_space.tasks
-    for name in bindings.trained:
+    for name in trained:
         wanted = canonical_key(split_protocol(name)[0])
         others = [
             row for row in learned if row < len(tasks) and canonical_key(tasks[row].structure) == wanted

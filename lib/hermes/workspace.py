@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from hermes.publish import Serving, VersionStore, write_atomically
 from hermes.records import NewStructure
 from hermes.submission import LabelArchive, match_structure
 from hermes.transforms.preparation import PreparationSpec
+from hermes.types import Modality
 
 MOST_STRUCTURES = 255  # label maps for viewers are 8 bit
 SERVED_FILE = "served.json"
@@ -55,16 +56,27 @@ class Bindings:
         space: label space of the version with the campaign's new tasks appended.
         rows: structure as the campaign writes it -> row of its task.
         trained: structures that the version has learned; it does not answer for the others.
+        elsewhere: modality -> structure -> row of the learned task that draws it there, where that is another one:
+            a liver in T1 is CHAOS's, in CT that of another dataset. A name with a protocol has that one everywhere.
     """
 
     space: LabelSpace
     rows: Mapping[str, int]
     trained: tuple[str, ...]
+    elsewhere: Mapping[Modality, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def structures(self) -> tuple[str, ...]:
         """The structures of the campaign; the place from 1 is the value in label maps."""
         return tuple(self.rows)
+
+    def rows_in(self, modality: Modality | None) -> dict[str, int]:
+        """Structure -> row in images of a modality; None: it is not known."""
+        return {**self.rows, **({} if modality is None else self.elsewhere.get(modality, {}))}
+
+    def all_rows(self) -> dict[int, str]:
+        """Every row that stands for a structure in some modality -> the structure."""
+        return {row: name for rows in (*self.elsewhere.values(), self.rows) for name, row in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,19 @@ class Workspace:
         _require_room(len(bound))
         rows = dict(bound)
         learned = manifest.learned_rows
-        return Bindings(space, rows, tuple(name for name, row in rows.items() if row in learned))
+        trained = tuple(name for name, row in rows.items() if row in learned)
+        return Bindings(space, rows, trained, _elsewhere(space, rows, learned))
+
+    def rows_of_image(
+        self, image: Path, bindings: Bindings, spec: PreparationSpec, modality: Modality | None = None
+    ) -> dict[str, int]:
+        """Structure -> row of the task that draws it in this image; ``modality``: as its caller says.
+
+        Raises:
+            BadImageError: the image cannot be read or used.
+        """
+        said = modality or self.settings.modality
+        return bindings.rows_in(self.cache.prepared(image, spec, modality=said, lazy=True).record.modality)
 
     def wish(self) -> Wish:
         """What the settings want of every image.
@@ -321,6 +345,24 @@ class Workspace:
         target = to or manifest.parent or self.versions.base.name
         self.publish(target, force=force, kind="RolledBack")
         return target
+
+
+def _elsewhere(
+    space: LabelSpace, rows: Mapping[str, int], learned: frozenset[int]
+) -> dict[Modality, dict[str, int]]:
+    """Modality -> structure -> row, where the default of a learned structure is not the row that it is bound to."""
+    known = LabelSpace(tuple(task for row, task in enumerate(space.tasks) if row in learned))
+    taken = set(rows.values())
+    found: dict[Modality, dict[str, int]] = {}
+    for name in rows:
+        if split_protocol(name)[1] is not None or not known.knows(name):
+            continue
+        for modality in Modality:
+            task = known.resolve(name, modality)
+            row = space.row(task)
+            if task.covers(modality) and row not in taken:
+                found.setdefault(modality, {})[name] = row
+    return found
 
 
 def _require_room(structures: int) -> None:

@@ -17,6 +17,7 @@ from hermes.records import LabelMap
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.reading import read_label_map
 from hermes.transforms.writing import write_label_map
+from hermes.types import Modality
 
 torch.set_num_threads(1)
 # MONAI Label's login imports a module that is gone in Python 3.13, which is not supported.
@@ -122,6 +123,38 @@ def test_structures_of_other_modalities_are_left_out_unless_asked_for(campaign):
     parts, path = campaign(structures="liver,grey matter")
     _, answer = run(parts.infers()["hermes"], path)
     assert list(answer["structures"]) == ["liver", "grey matter"]
+
+
+@pytest.mark.parametrize("structures", ["", "liver,spleen,left kidney"])
+def test_the_modality_of_the_image_says_whose_liver_it_is(campaign, structures):
+    parts, path = campaign(structures=structures)
+    task = parts.infers()["hermes"]
+    bound = SPACE.resolve("liver").key
+
+    def task_of(structure="liver", **params):
+        return run(task, path, **params)[1]["structures"][structure]["task"]
+
+    assert (bound, task_of()) == (bound, SPACE.resolve("liver", Modality.CT).key)
+    for modality in (Modality.T1, Modality.T2):
+        assert SPACE.resolve("liver", modality).key == "liver@CHAOS"
+        assert task_of(modality=modality.value) == "liver@CHAOS"
+        assert task_of("spleen", structures=["spleen"], modality=modality.value) == "spleen@CHAOS"
+    assert task_of(modality="T1", structures=["liver"]) == "liver@CHAOS"
+    assert task_of(modality="T1", structures=[bound]) == bound  # what was asked for by its name
+    assert task_of(modality="PET", structures=["liver"]) == bound  # nobody draws it there
+
+
+def test_a_label_teaches_the_task_that_draws_its_image(campaign):
+    workspace = campaign(modality="auto")[0].workspace
+    bindings = workspace.bindings()
+    t1, ct = bindings.rows_in(Modality.T1), bindings.rows_in(Modality.CT)
+    assert SPACE.tasks[t1["liver"]].key == "liver@CHAOS"
+    assert ct == bindings.rows_in(None) == bindings.rows
+    assert {t1["liver"], ct["liver"]} <= bindings.all_rows().keys()
+    assert bindings.all_rows()[t1["liver"]] == bindings.all_rows()[ct["liver"]] == "liver"
+    named = campaign(structures="liver@AMOS,left kidney")[0].workspace.bindings()
+    assert SPACE.tasks[named.rows_in(Modality.T1)["liver@AMOS"]].key == "liver@AMOS"
+    assert SPACE.tasks[named.rows_in(Modality.T1)["left kidney"]].key == "left kidney@CHAOS"
 
 
 def test_names_of_a_request(campaign):

@@ -141,9 +141,23 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
     ) -> Mapping[str, int]:
         """The rows to ask for: what was named, and of the model's own structures those taught in the modality.
 
+        A structure is drawn by the protocol that is the default in the image's modality, unless one was named.
         A published model knows brains in T1 and lungs in CT: asked for both in one image it would invent one.
         Where the site chose the structures, all of them are asked for.
         """
+        if not rows:
+            return rows
+        spec = self._resident.predictor().preparation
+        # The predictor finds the prepared image in the cache.
+        record = self._workspace.cache.prepared(path, spec, modality=modality, lazy=True).record
+        there = bindings.rows_in(record.modality)
+        by_protocol = {
+            name
+            for one in asked.structures or ()
+            if split_protocol(one)[1]
+            for name in _rows_of(one, bindings)
+        }
+        rows = {name: row if name in by_protocol else there[name] for name, row in rows.items()}
         named = {
             name
             for one in asked.structures or ()
@@ -152,9 +166,6 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
         }
         if self._workspace.settings.structures or named.issuperset(rows):
             return rows
-        spec = self._resident.predictor().preparation
-        # The predictor finds the prepared image in the cache.
-        record = self._workspace.cache.prepared(path, spec, modality=modality, lazy=True).record
         tasks = bindings.space.tasks
         return {
             name: row for name, row in rows.items() if name in named or tasks[row].covers(record.modality)

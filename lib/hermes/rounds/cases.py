@@ -45,11 +45,12 @@ class CaseReader:
         path = self.workspace.archive.path(label.path)
         labels = self.workspace.cache.prepared_labels(path, prepared.record, lazy=True)
         values = {name: value for value, name in LabelArchive.names_of(path).items()}
+        rows = self.bindings.rows_in(prepared.record.modality)
         annotated: dict[int, int | None] = {}
         for name, state in label.annotated.items():
-            if name not in self.bindings.rows:
+            if name not in rows:
                 continue  # labelled under settings that named more structures
-            annotated[self.bindings.rows[name]] = values[name] if state is Annotated.PRESENT else None
+            annotated[rows[name]] = values[name] if state is Annotated.PRESENT else None
         if not annotated:
             msg = f"None of the annotated structures {sorted(label.annotated)} belongs to the campaign's settings now."
             raise BadLabelError(msg)

@@ -103,10 +103,11 @@ class Holdout:
         file = self.workspace.archive.path(label.path)
         truth = replace(read_label_map(file), names=LabelArchive.names_of(file))
         # Asked for all that it would answer a viewer for: structures compete for voxels.
-        rows = {name: bindings.rows[name] for name in bindings.trained}
+        image = self.image_path(label.image_id)
+        there = self.workspace.rows_of_image(image, bindings, self.workspace.preparation(manifest))
         found = predictor.predict(
-            self.image_path(label.image_id),
-            rows,
+            image,
+            {name: there[name] for name in bindings.trained},
             modality=self.workspace.settings.modality,
             should_stop=self.should_stop,
         )
@@ -118,5 +119,7 @@ class Holdout:
         named = {
             key: settings[key] for key in ("spacing_mm", "modality", "window_overlap", "precision", "device")
         }
-        facts = {**named, "asked": self.workspace.bind(manifest).trained}
+        bindings = self.workspace.bind(manifest)
+        elsewhere = {modality.value: rows for modality, rows in bindings.elsewhere.items()}
+        facts = {**named, "asked": bindings.trained, "elsewhere": elsewhere}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

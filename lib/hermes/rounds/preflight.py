@@ -63,7 +63,7 @@ def check_cases(
 
 def facts_of(case: TrainingCase, bindings: Bindings) -> CaseFacts:
     """Voxels per structure of a case on the model's grid, and what was looked for in vain."""
-    names = {row: name for name, row in bindings.rows.items()}
+    names = bindings.all_rows()
     counts = np.bincount(np.asarray(case.labels[:, :, :]).ravel(), minlength=256)
     return CaseFacts(
         case.case_id,

@@ -106,7 +106,7 @@ class _Start:
     @property
     def may_be_forgotten(self) -> tuple[int, ...]:
         """Rows of structures that the serving model has learned and that not every case of the round teaches."""
-        learned = {self.bindings.rows[name] for name in self.bindings.trained} & self.manifest.learned_rows
+        learned = self.bindings.all_rows().keys() & self.manifest.learned_rows
         return tuple(row for row in sorted(learned) if any(row not in case.annotated for case in self.cases))
 
 
@@ -166,7 +166,7 @@ class _Round:
             result = train(
                 start.net, start.cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
                 should_stop=self._should_stop, resume=resume, monitor=monitor,
-                row_groups={row: name for name, row in start.bindings.rows.items()}, **self._teacher(start, recipe),
+                row_groups=start.bindings.all_rows(), **self._teacher(start, recipe),
             )  # fmt: skip
         self._step = result.steps
         net = _checked(result)
@@ -235,7 +235,7 @@ class _Round:
             if lb.image_id in used
         ]
         return fingerprint(
-            parent=start.manifest.sha256, labels=labels, rows=list(start.bindings.rows.items()), recipe=recipe,
+            parent=start.manifest.sha256, labels=labels, rows=sorted(start.bindings.all_rows().items()), recipe=recipe,
             seed=seed, options=self._options, code=__version__, device=self._device.type,
             preparation=self._workspace.preparation(start.manifest).to_json(),
         )  # fmt: skip

@@ -168,11 +168,12 @@ class Player:
         ]
 
     def _predict(self, image: Path) -> Prediction | None:
-        bindings = self.workspace.bindings()
-        rows = {name: bindings.rows[name] for name in bindings.trained}
-        if not rows:
+        bindings, predictor = self.workspace.bindings(), self._resident.predictor()
+        if not bindings.trained:
             return None
-        return self._resident.predictor().predict(image, rows, modality=self.workspace.settings.modality)
+        there = self.workspace.rows_of_image(image, bindings, predictor.preparation)
+        rows = {name: there[name] for name in bindings.trained}
+        return predictor.predict(image, rows, modality=self.workspace.settings.modality)
 
 
 def mark(directory: Path, text: str) -> None:
