@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ TASKS = ["box@A", "ball@A"]
 
 
 def write_case(folder: Path, name: str, *, ball: bool, extra: int = 0) -> None:
-    image = np.random.default_rng(len(name)).normal(0, 20, (32, 32, 24)).astype(np.float32)
+    image = np.random.default_rng(zlib.crc32(name.encode())).normal(0, 20, (32, 32, 24)).astype(np.float32)
     labels = np.zeros(image.shape, np.uint8)
     labels[4:14, 4:14, 4:14] = 1
     if ball:
@@ -156,3 +157,51 @@ def test_patients_by_name(data: Path, tmp_path: Path, pattern: str, status: int)
     """The last pattern makes one patient of all cases: all held out or none, here nothing is left to train on."""
     plan = manifest(data, patient=pattern, held_out=0.999999)
     assert main(["train", str(plan), "-o", str(tmp_path / "v"), "--dry-run"]) == status
+
+
+def pair(dataset: str, name: str, content: str = "") -> tuple[Any, str]:
+    """An image of a dataset, and what its file holds."""
+    plan = command.DatasetPlan(dataset, "images", "labels", {1: "box"})
+    return command.Pair(plan, name, Path(dataset, name), None), content or f"{dataset}/{name}"
+
+
+def sides(*pairs: tuple[Any, str], seed: int, **more: Any) -> tuple[set[str], set[str]]:
+    plan = command.TrainingPlan(Path(), (), seed=seed, held_out=0.5, **more)
+    contents = {one.image: content for one, content in pairs}
+    found = command._hold_out(plan, [one for one, _ in pairs], contents.__getitem__)
+    training, held_out = ({one.case_id for one in side} for side in found)
+    return training, held_out
+
+
+def test_a_patient_of_several_datasets_is_on_one_side() -> None:
+    """By name and, where a file is the same under two names, by that: through any number of steps."""
+    pairs = [pair(d, f"STS_{n}") for d in ("CT", "MR", "PET") for n in range(6)]
+    pairs += [pair("CT", "sub-1_ses-1"), pair("MR", "sub-1_ses-2")]
+    pairs += [pair("A", "x", "one"), pair("B", "b", "one"), pair("B", "c", "two"), pair("C", "x", "two")]
+    pairs += [pair("C", "c", "three"), pair("D", "z", "three")]
+    together = [{f"{d}/STS_{n}" for d in ("CT", "MR", "PET")} for n in range(6)]
+    together += [{"CT/sub-1_ses-1", "MR/sub-1_ses-2"}, {"A/x", "B/b", "B/c", "C/x", "C/c", "D/z"}]
+    seen = set()
+    for seed in range(20):
+        training, held_out = sides(*pairs, seed=seed)
+        assert not training & held_out
+        assert all(group <= training or group <= held_out for group in together)
+        assert sides(*reversed(pairs), seed=seed) == (training, held_out)
+        alone, _ = sides(pair("B", "b"), seed=seed)  # the smallest name of the last group
+        assert ("D/z" in training) == bool(alone)
+        seen.add("A/x" in training)
+    assert seen == {True, False}
+
+
+def test_the_same_file_under_two_names_is_one_patient(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without that, seed 3 holds case1 out and trains on case0."""
+    copied = tmp_path / "copied"
+    for name in ("case0", "case1", "case2"):
+        for kind in ("images", "labels"):
+            (copied / kind).mkdir(parents=True, exist_ok=True)
+            source = "case0" if kind == "images" else name
+            (copied / kind / f"{name}.nii.gz").write_bytes((data / kind / f"{source}.nii.gz").read_bytes())
+    assert main(["train", str(manifest(copied)), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
+    assert "3 cases to train on, 0 held out" in capsys.readouterr().err

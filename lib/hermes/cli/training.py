@@ -127,7 +127,7 @@ class _Training:
         self._rows = {key_of(d, name): self._start.space.row(_task(d, name)) for d, name in _named(plan)}
 
     def run(self) -> Manifest | None:
-        training, held_out = _hold_out(self._plan, find_pairs(self._plan))
+        training, held_out = _hold_out(self._plan, find_pairs(self._plan), self._cache.content_sha256)
         read: list[Read] = list(self._progress(training, "preparing", self._read))
         report = survey([one.facts for one in read], list(self._rows))
         self._console.print(preflight_table(report))
@@ -360,21 +360,51 @@ def _begin(plan: TrainingPlan) -> Start:
     return Start(net, space, spec, parent)
 
 
-def _hold_out(plan: TrainingPlan, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+def _hold_out(
+    plan: TrainingPlan, pairs: Sequence[Pair], content: Callable[[Path], str]
+) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and pairs to measure, by patient.
+
+    Args:
+        plan: with the rule.
+        pairs: of all datasets.
+        content: an image's file -> a hash of its bytes.
 
     Raises:
         BadRequestError: the expression for patients is wrong, or does not fit a name.
     """
     rule = HoldoutRule(share=plan.held_out, seed=plan.seed)
-    chosen = [rule.holds_out(_patient(plan, pair)) for pair in pairs]
+    patients = _united([_patient(plan, pair) for pair in pairs], [content(pair.image) for pair in pairs])
+    chosen = [rule.holds_out(patient) for patient in patients]
     training = [pair for pair, out in zip(pairs, chosen, strict=True) if not out]
     return training, [pair for pair, out in zip(pairs, chosen, strict=True) if out]
 
 
+def _united(patients: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """``patients``, where those of whom two images have one content are one, called by the smallest name.
+
+    >>> _united(["b", "a", "c", "c"], ["image 1", "image 2", "image 1", "image 2"])
+    ['a', 'a', 'a', 'a']
+    """
+    smaller = {
+        patient: patient for patient in patients
+    }  # a name -> one that is not larger, of the same patient
+
+    def smallest(patient: str) -> str:
+        while smaller[patient] != patient:
+            patient = smaller[patient]
+        return patient
+
+    owner: dict[str, str] = {}
+    for patient, content in zip(patients, contents, strict=True):
+        low, high = sorted((smallest(patient), smallest(owner.setdefault(content, patient))))
+        smaller[high] = low
+    return [smallest(patient) for patient in patients]
+
+
 def _patient(plan: TrainingPlan, pair: Pair) -> str:
     if plan.patient is None:
-        return f"{pair.dataset.name}/{patient_from_name(CaseId(pair.name))}"
+        return patient_from_name(CaseId(pair.name))  # in whichever dataset
     try:
         found = re.search(plan.patient, pair.name)
     except re.error as error:
