@@ -205,3 +205,30 @@ def test_the_same_file_under_two_names_is_one_patient(
             (copied / kind / f"{name}.nii.gz").write_bytes((data / kind / f"{source}.nii.gz").read_bytes())
     assert main(["train", str(manifest(copied)), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
     assert "3 cases to train on, 0 held out" in capsys.readouterr().err
+
+
+def test_a_held_out_case_that_cannot_be_used_is_named_and_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seed 9 holds out case1, case2, case4 and case7."""
+    for number in range(8):
+        write_case(tmp_path, f"case{number}", ball=True)
+    (tmp_path / "labels" / "case1.nii.gz").write_bytes(b"nonsense")
+    (tmp_path / "labels" / "case4.nii.gz").unlink()
+    plan = manifest(tmp_path, seed=9, steps=1)
+    assert main(["train", str(plan), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "4 cases to train on, 2 held out, 2 left out" in said
+    assert "left out of the hold-out: A/case1: " in said
+    assert "left out of the hold-out: A/case4: no label file" in said
+    real = command.train
+
+    def train(*args: Any, **more: Any) -> Any:
+        (tmp_path / "labels" / "case7.nii.gz").unlink()  # somebody tidies up meanwhile
+        return real(*args, **more)
+
+    monkeypatch.setattr(command, "train", train)
+    assert main(["train", str(plan), "-o", str(tmp_path / "v")]) == 0
+    assert "left out of the hold-out: A/case7: " in capsys.readouterr().err
+    stored = read_manifest(tmp_path / "v")
+    assert stored.metrics["held_out"] == ["A/case2"]

@@ -23,10 +23,12 @@ def preflight_table(report: PreflightReport) -> Table:
     return table
 
 
-def preflight_lines(report: PreflightReport, *, held_out: int) -> str:
-    """How many cases there are, and each that is left out with its reason."""
-    lines = [f"{len(report.used)} cases to train on, {held_out} held out, {len(report.skipped)} left out"]
-    return "\n".join(lines + [f"left out: {one.case_id}: {one.reason}" for one in report.skipped])
+def preflight_lines(report: PreflightReport, holdout: PreflightReport) -> str:
+    """How many cases there are to train and to measure on, and each that is left out with its reason."""
+    left_out = [f"left out: {one.case_id}: {one.reason}" for one in report.skipped]
+    left_out += [f"left out of the hold-out: {one.case_id}: {one.reason}" for one in holdout.skipped]
+    first = f"{len(report.used)} cases to train on, {len(holdout.used)} held out, {len(left_out)} left out"
+    return "\n".join([first, *left_out])
 
 
 def metrics_table(scores: Mapping[str, Sequence[float]]) -> Table:

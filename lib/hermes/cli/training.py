@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ from hermes.transforms.reading import read_label_map
 from hermes.types import CaseId, Modality
 
 DEFAULT_SPACING_MM = 1.5
+T = TypeVar("T")
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -128,25 +130,29 @@ class _Training:
 
     def run(self) -> Manifest | None:
         training, held_out = _hold_out(self._plan, find_pairs(self._plan), self._cache.content_sha256)
-        read: list[Read] = list(self._progress(training, "preparing", self._read))
-        report = survey([one.facts for one in read], list(self._rows))
+        read = list(self._progress(training, "preparing", self._read))
+        measuring = list(self._progress(held_out, "preparing the hold-out", self._read))
+        report, holdout = (
+            survey([one.facts for one in found], list(self._rows)) for found in (read, measuring)
+        )
         self._console.print(preflight_table(report))
-        self._say(preflight_lines(report, held_out=len(held_out)))
+        self._say(preflight_lines(report, holdout))
         require_something(report)
         if self._wish.dry_run:
             return None
         cases = [one.case for one in read if one.case is not None and one.case.case_id in set(report.used)]
         recipe = self._recipe(cases)
         result = self._train(cases, recipe)
-        return self._finish(result, recipe, cases, held_out) if Team.current().leads else None
+        usable = [one for one in measuring if one.pair.case_id in set(holdout.used)]
+        return self._finish(result, recipe, cases, usable) if Team.current().leads else None
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _progress(self, pairs: Sequence[Pair], what: str, work: Callable[[Pair], Any]) -> Iterator[Any]:
+    def _progress(self, items: Sequence[T], what: str, work: Callable[[T], Done]) -> Iterator[Done]:
         with Progress(console=self._console, disable=not self._console.is_terminal) as bar:
-            for pair in bar.track(pairs, description=what):
-                yield work(pair)
+            for item in bar.track(items, description=what):
+                yield work(item)
 
     def _read(self, pair: Pair) -> Read:
         try:
@@ -244,7 +250,7 @@ class _Training:
         return point
 
     def _finish(
-        self, result: TrainingResult, recipe: Recipe, cases: Sequence[TrainingCase], held_out: Sequence[Pair]
+        self, result: TrainingResult, recipe: Recipe, cases: Sequence[TrainingCase], held_out: Sequence[Read]
     ) -> Manifest:
         net = result.net
         assert isinstance(net, UniversalNetwork)  # what went in comes out
@@ -266,7 +272,7 @@ class _Training:
             code_version=__version__,
         )
         predictor = Predictor(net.to(self._device), manifest, device=self._device, cache=self._cache)
-        scores = self._measure(predictor, held_out)
+        scores, measured = self._measure(predictor, held_out)
         self._console.print(metrics_table(scores))
         metrics = {
             "final_loss": float(np.mean(result.losses[-20:])),
@@ -274,34 +280,38 @@ class _Training:
             "train_seconds": round(result.seconds, 1),
             "idle_share": round(result.idle_share, 4),
             "dice_on_held_out": {name: float(np.mean(found)) for name, found in scores.items()},
-            "held_out": [pair.case_id for pair in held_out],
+            "held_out": [one.pair.case_id for one in measured],
         }
         stored = save_checkpoint(self._wish.out, net, replace(manifest, metrics=metrics))
         (self._wish.work / "training.state").unlink(missing_ok=True)
         return stored
 
-    def _measure(self, predictor: Predictor, held_out: Sequence[Pair]) -> dict[str, list[float]]:
-        """Dice of every held-out case by task; a case that cannot be used is named and left out."""
+    def _measure(
+        self, predictor: Predictor, held_out: Sequence[Read]
+    ) -> tuple[dict[str, list[float]], list[Read]]:
+        """Dice of the held-out cases by task, and those that were measured; one whose files have gone is named."""
 
-        def score(pair: Pair) -> dict[str, float]:
-            read = self._read(pair)
-            if read.case is None or pair.label is None:
-                self._console.print(
-                    f"Held-out {pair.case_id} is left out: {read.facts.problem}", markup=False
-                )
-                return {}
+        def score(one: Read) -> dict[str, float]:
+            pair, facts = one.pair, one.facts
+            assert pair.label is not None  # it was read
             names = {value: key_of(pair.dataset, name) for value, name in pair.dataset.structures.items()}
-            asked = [n for n in names.values() if read.facts.voxels[n] or n in read.facts.absent]
-            found = predictor.predict(
-                pair.image, {n: self._rows[n] for n in names.values()}, modality=pair.dataset.modality
-            )
-            return agreement(found.label_map, replace(read_label_map(pair.label), names=names), asked)
+            asked = [n for n in names.values() if facts.voxels[n] or n in facts.absent]
+            try:
+                found = predictor.predict(
+                    pair.image, {n: self._rows[n] for n in names.values()}, modality=pair.dataset.modality
+                )
+                return agreement(found.label_map, replace(read_label_map(pair.label), names=names), asked)
+            except (BadImageError, BadLabelError, OSError) as error:  # the training must not be lost by that
+                self._say(f"left out of the hold-out: {pair.case_id}: {error}")
+                return {}
 
         scores: dict[str, list[float]] = {}
-        for found in self._progress(held_out, "measuring", score):
+        measured = []
+        for one, found in zip(held_out, self._progress(held_out, "measuring", score), strict=True):
+            measured += [one] if found else []
             for name, value in found.items():
                 scores.setdefault(name, []).append(value)
-        return scores
+        return scores, measured
 
 
 def key_of(dataset: DatasetPlan, structure: str) -> str:
