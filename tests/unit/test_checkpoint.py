@@ -10,6 +10,7 @@ from hermes.checkpoint import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
     Manifest,
+    UsedCase,
     load_checkpoint,
     load_weights,
     read_manifest,
@@ -29,7 +30,8 @@ MANIFEST = Manifest(
     version="v2",
     parent="v1",
     metrics={"dice": {"liver": 0.5}},
-    trained_on=("a", "b"),
+    trained_on=(UsedCase("a", "1" * 64, "2" * 64, 3), UsedCase("b")),
+    held_out=(UsedCase("c", "4" * 64, "5" * 64),),
     seed=7,
 )
 
@@ -50,6 +52,17 @@ def test_what_is_saved_is_loaded(tmp_path: Path, net) -> None:
     for name, value in net.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v2"]
+
+
+def test_a_manifest_of_an_older_hermes_has_ids_without_hashes(tmp_path: Path, net) -> None:
+    save_checkpoint(tmp_path / "v2", net, MANIFEST)
+    file = tmp_path / "v2" / MANIFEST_FILE
+    data = json.loads(file.read_text())
+    data["trained_on"] = ["a", "b"]
+    del data["held_out"]
+    file.write_text(json.dumps(data))
+    _, manifest = load_checkpoint(tmp_path / "v2")
+    assert (manifest.trained_on, manifest.held_out) == ((UsedCase("a"), UsedCase("b")), ())
 
 
 def test_half_precision_is_on_disk_only_and_keeps_large_values(tmp_path: Path, net) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from hermes.checkpoint import load_checkpoint, read_manifest
+from hermes.checkpoint import UsedCase, load_checkpoint, read_manifest
 from hermes.cli import main
 from hermes.cli import training as command
 from hermes.training.trainer import StepReport
@@ -32,6 +33,11 @@ def write_case(folder: Path, name: str, *, ball: bool, extra: int = 0) -> None:
     for kind, array in (("images", image), ("labels", labels)):
         (folder / kind).mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4) * 3), folder / kind / f"{name}.nii.gz")
+
+
+def used(folder: Path, name: str) -> UsedCase:
+    files = [folder / kind / f"{name}.nii.gz" for kind in ("images", "labels")]
+    return UsedCase(f"A/{name}", *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +77,8 @@ def test_a_version_with_its_metrics(data: Path, tmp_path: Path, capsys: pytest.C
     assert "voxels of value [9]" in said.err
     net, stored = load_checkpoint(out)
     assert [task.key for task in stored.label_space.tasks] == TASKS
-    held_out = set(stored.metrics["held_out"])
-    assert held_out
-    assert not held_out & set(stored.trained_on)
-    assert held_out | set(stored.trained_on) <= {f"A/case{n}" for n in range(5)} | {"A/wrong"}
+    assert stored.held_out == (used(data, "case1"),)
+    assert stored.trained_on == tuple(used(data, name) for name in ("case0", "case2", "case3"))
     assert set(stored.metrics["dice_on_held_out"]) <= set(TASKS)
     assert all(0 <= value <= 1 for value in stored.metrics["dice_on_held_out"].values())
     assert (stored.version, stored.parent, stored.trained_rows, stored.window) == (
@@ -231,4 +235,4 @@ def test_a_held_out_case_that_cannot_be_used_is_named_and_not_counted(
     assert main(["train", str(plan), "-o", str(tmp_path / "v")]) == 0
     assert "left out of the hold-out: A/case7: " in capsys.readouterr().err
     stored = read_manifest(tmp_path / "v")
-    assert stored.metrics["held_out"] == ["A/case2"]
+    assert stored.held_out == (used(tmp_path, "case2"),)

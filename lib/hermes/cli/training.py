@@ -20,7 +20,7 @@ from rich.progress import Progress
 from hermes import __version__
 from hermes.cache import VolumeCache
 from hermes.campaign.holdout import HoldoutRule, patient_from_name
-from hermes.checkpoint import Manifest, load_checkpoint, save_checkpoint
+from hermes.checkpoint import Manifest, UsedCase, load_checkpoint, save_checkpoint
 from hermes.cli.tables import metrics_table, preflight_lines, preflight_table
 from hermes.device import choose_device, choose_precision
 from hermes.errors import (
@@ -36,7 +36,7 @@ from hermes.labels.space import LabelSpace, Task
 from hermes.model import DEFAULT_WIDTHS, NetworkConfig, UniversalNetwork, build_network
 from hermes.rounds.rows import add_rows
 from hermes.scoring.agreement import agreement
-from hermes.training.cases import TrainingCase
+from hermes.training.cases import TrainingCase, used_cases
 from hermes.training.monitor import MlflowMonitor, Monitors, TensorBoardMonitor
 from hermes.training.plan import DatasetPlan, Pair, TrainingPlan, find_pairs, read_plan
 from hermes.training.preflight import CaseFacts, require_something, survey
@@ -195,8 +195,16 @@ class _Training:
             {key_of(dataset, name): drawn.get(value, 0) for value, name in dataset.structures.items()},
             frozenset(key_of(dataset, n) for v, n in dataset.structures.items() if n in dataset.absent and v not in drawn),
         )  # fmt: skip
+        content = self._cache.content_sha256
+        source = UsedCase(pair.case_id, content(pair.image), content(pair.label))
         case = TrainingCase(
-            CaseId(pair.case_id), prepared.array, labels, annotated, prepared.record.modality, dataset.name
+            CaseId(pair.case_id),
+            prepared.array,
+            labels,
+            annotated,
+            prepared.record.modality,
+            dataset.name,
+            source,
         )
         return case, facts
 
@@ -242,7 +250,7 @@ class _Training:
         key = fingerprint(
             plan=self._plan.to_json(), recipe=recipe, seed=self._plan.seed, code=__version__,
             parent=self._start.parent.sha256 if self._start.parent else None,
-            cases=[[case.case_id, {str(r): v for r, v in case.annotated.items()}] for case in cases],
+            cases=[[case.source, {str(r): v for r, v in case.annotated.items()}] for case in cases],
         )  # fmt: skip
         point = ResumePoint(self._wish.work / "training.state", key, keep=True)
         if not self._wish.resume and Team.current().leads:
@@ -265,7 +273,7 @@ class _Training:
             version=self._wish.out.name,
             parent=start.parent.version if start.parent else None,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            trained_on=tuple(case.case_id for case in cases),
+            trained_on=used_cases(cases),
             trained_rows=tuple(learned),
             settings={**plan.to_json(), "steps": recipe.steps, "patch": list(recipe.patch)},
             seed=plan.seed,
@@ -280,15 +288,16 @@ class _Training:
             "train_seconds": round(result.seconds, 1),
             "idle_share": round(result.idle_share, 4),
             "dice_on_held_out": {name: float(np.mean(found)) for name, found in scores.items()},
-            "held_out": [one.pair.case_id for one in measured],
         }
-        stored = save_checkpoint(self._wish.out, net, replace(manifest, metrics=metrics))
+        stored = save_checkpoint(
+            self._wish.out, net, replace(manifest, metrics=metrics, held_out=used_cases(measured))
+        )
         (self._wish.work / "training.state").unlink(missing_ok=True)
         return stored
 
     def _measure(
         self, predictor: Predictor, held_out: Sequence[Read]
-    ) -> tuple[dict[str, list[float]], list[Read]]:
+    ) -> tuple[dict[str, list[float]], list[TrainingCase]]:
         """Dice of the held-out cases by task, and those that were measured; one whose files have gone is named."""
 
         def score(one: Read) -> dict[str, float]:
@@ -306,9 +315,9 @@ class _Training:
                 return {}
 
         scores: dict[str, list[float]] = {}
-        measured = []
+        measured: list[TrainingCase] = []
         for one, found in zip(held_out, self._progress(held_out, "measuring", score), strict=True):
-            measured += [one] if found else []
+            measured += [one.case] if found and one.case is not None else []
             for name, value in found.items():
                 scores.setdefault(name, []).append(value)
         return scores, measured
