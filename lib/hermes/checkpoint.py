@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hermes import __version__
 from hermes.errors import CheckpointError, ConflictError, HermesError, WeightsMismatchError
 from hermes.labels.space import LabelSpace
 from hermes.model import NetworkConfig, UniversalNetwork, build_network
@@ -73,7 +75,7 @@ class Manifest:
         trained_rows: rows of the label space that have been learned; None: all of them.
         settings: the effective settings of the training.
         seed: of the training.
-        code_version: of this package.
+        code_version: of this package, see :func:`code_version`.
         note: free text.
         dtype: of the weights on disk; in memory they are float32 always.
         sha256: of the weights file; filled in by :func:`save_checkpoint`.
@@ -145,6 +147,16 @@ class Manifest:
         except (KeyError, TypeError, ValueError) as error:
             msg = f"Expected a complete manifest, got one with a missing or wrong entry: {error}."
             raise CheckpointError(msg) from error
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """The package's version and the first 12 digits of a SHA-256 over its source files, like ``0.1.0+91f2c8a07b3d``."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()} {_sha256(file)}\n".encode())
+    return f"{__version__}+{digest.hexdigest()[:12]}"
 
 
 def save_checkpoint(directory: str | os.PathLike[str], net: torch.nn.Module, manifest: Manifest) -> Manifest:

@@ -17,10 +17,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from hermes import __version__
 from hermes.cache import VolumeCache
 from hermes.campaign.holdout import HoldoutRule, patient_from_name
-from hermes.checkpoint import Manifest, UsedCase, load_checkpoint, save_checkpoint
+from hermes.checkpoint import Manifest, UsedCase, code_version, load_checkpoint, save_checkpoint
 from hermes.cli.tables import metrics_table, preflight_lines, preflight_table
 from hermes.device import choose_device, choose_precision
 from hermes.errors import (
@@ -248,7 +247,7 @@ class _Training:
 
     def _resume_point(self, cases: Sequence[TrainingCase], recipe: Recipe) -> ResumePoint:
         key = fingerprint(
-            plan=self._plan.to_json(), recipe=recipe, seed=self._plan.seed, code=__version__,
+            plan=self._plan.to_json(), recipe=recipe, seed=self._plan.seed, code=code_version(),
             parent=self._start.parent.sha256 if self._start.parent else None,
             cases=[[case.source, {str(r): v for r, v in case.annotated.items()}] for case in cases],
         )  # fmt: skip
@@ -277,7 +276,7 @@ class _Training:
             trained_rows=tuple(learned),
             settings={**plan.to_json(), "steps": recipe.steps, "patch": list(recipe.patch)},
             seed=plan.seed,
-            code_version=__version__,
+            code_version=code_version(),
         )
         predictor = Predictor(net.to(self._device), manifest, device=self._device, cache=self._cache)
         scores, measured = self._measure(predictor, held_out)

@@ -19,9 +19,8 @@ import filelock
 import numpy as np
 import torch
 
-from hermes import __version__
 from hermes.campaign.records import VersionState
-from hermes.checkpoint import Manifest, UsedCase, load_checkpoint, save_checkpoint
+from hermes.checkpoint import Manifest, UsedCase, code_version, load_checkpoint, save_checkpoint
 from hermes.device import choose_device
 from hermes.errors import BusyError, CancelledError, HermesError, NothingToTrainError
 from hermes.model import UniversalNetwork
@@ -233,7 +232,7 @@ class _Round:
         ]
         return fingerprint(
             parent=start.manifest.sha256, labels=labels, rows=list(start.bindings.rows.items()), recipe=recipe,
-            seed=seed, options=self._options, code=__version__, device=self._device.type,
+            seed=seed, options=self._options, code=code_version(), device=self._device.type,
             preparation=self._workspace.preparation(start.manifest).to_json(),
         )  # fmt: skip
 
@@ -255,7 +254,7 @@ class _Round:
             trained_rows=tuple(sorted(start.manifest.learned_rows | trained)),
             settings=self._settings.to_conf(),
             seed=seed,
-            code_version=__version__,
+            code_version=code_version(),
         )
 
     def _judge(
