@@ -120,6 +120,7 @@ def test_a_dry_run_trains_nothing(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["train", str(manifest(data)), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
     said = capsys.readouterr()
     assert "box@A" in said.err
+    assert "model's spacing" in said.err  # whose voxels are counted
     assert said.out == ""
     assert not (tmp_path / "v").exists()
 

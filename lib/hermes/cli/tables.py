@@ -13,7 +13,7 @@ from hermes.training.preflight import PreflightReport
 
 def preflight_table(report: PreflightReport) -> Table:
     """Voxels and cases per task; what is drawn nowhere is red."""
-    table = Table("task", "cases", "absent in", "voxels", title="Pre-flight")
+    table = Table("task", "cases", "absent in", "voxels at the model's spacing", title="Pre-flight")
     for column in table.columns[1:]:
         column.justify = "right"
     for count in report.structures:
