@@ -189,7 +189,9 @@ class VolumeCache:
             BadLabelError: the labels cannot be read.
             GeometryMismatchError: they are not on the image's grid.
         """
-        content = _array_digest(labels) if isinstance(labels, np.ndarray) else self._digest(Path(labels))
+        content = (
+            _array_digest(labels) if isinstance(labels, np.ndarray) else self.content_sha256(Path(labels))
+        )
         key = _digest_of("labels", content, json.dumps(record.to_json()))
 
         def make(partial: Path) -> NDArray[Any] | LazyArray:
@@ -207,6 +209,29 @@ class VolumeCache:
             return array if lazy else array[...]
 
         return self._get(key, make, load, keep_made=not lazy)
+
+    def content_sha256(self, path: Path) -> str:
+        """SHA-256 (hex) of a file, or over those of all files of a folder; ``absent`` where there is neither.
+
+        A file is read once: its hash is remembered by path, size, time and inode.
+        """
+        if not path.exists():
+            return "absent"  # reading it will say so
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return _digest_of(*(self.content_sha256(file) for file in files))
+        status = path.stat()
+        identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        memo = self.directory / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+        try:
+            return memo.read_text()
+        except FileNotFoundError:
+            pass
+        digest = _file_digest(path)
+        partial = self.directory / "partial" / uuid.uuid4().hex
+        partial.write_text(digest)
+        partial.replace(memo)
+        return digest
 
     def size_bytes(self) -> int:
         """What all entries take on disk."""
@@ -272,30 +297,10 @@ class VolumeCache:
             said = f"{source.modality} {source.modality_source} {source.modality_confidence}"
         else:
             path = Path(source)
-            content = self._digest(path)
+            content = self.content_sha256(path)
             # The name is no content, yet may decide the modality: only what it says of it enters the key.
             said = str(guess_from_name(path)) if path.is_file() else ""
         return _digest_of("image", content, spec.digest(), said, str(modality), str(frame))
-
-    def _digest(self, path: Path) -> str:
-        """SHA-256 of a file or of all files of a folder, remembered by path, size, time and inode."""
-        if not path.exists():
-            return "absent"  # reading it will say so
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            return _digest_of(*(self._digest(file) for file in files))
-        status = path.stat()
-        identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
-        memo = self.directory / "digests" / hashlib.sha256(identity.encode()).hexdigest()
-        try:
-            return memo.read_text()
-        except FileNotFoundError:
-            pass
-        digest = _file_digest(path)
-        partial = self.directory / "partial" / uuid.uuid4().hex
-        partial.write_text(digest)
-        partial.replace(memo)
-        return digest
 
 
 def _read(source: str | os.PathLike[str] | Volume, modality: Modality | None, frame: int | None) -> Volume:

@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hermes import __version__
 from hermes.errors import CheckpointError, ConflictError, HermesError, WeightsMismatchError
 from hermes.labels.space import LabelSpace
 from hermes.model import NetworkConfig, UniversalNetwork, build_network
@@ -34,6 +36,25 @@ MANIFEST_FILE = "manifest.json"
 LARGEST_HALF = 6.0e4
 """A tensor with a larger value stays float32 when weights are stored in half precision."""
 _SHOWN = 5  # names per message
+
+
+@dataclass(frozen=True)
+class UsedCase:
+    """A labelled image that a version was trained or measured on, and what its files held then.
+
+    Attributes:
+        case_id: of the image.
+        image_sha256: of the image file; of a DICOM folder, over the SHA-256 of its files in the order of their paths.
+        label_sha256: of the label file.
+        label_id: number of the label version in the campaign's database; None: there was no campaign.
+
+    A hash is None where it is not known: in manifests of older versions of Hermes, and of an image that is gone.
+    """
+
+    case_id: str
+    image_sha256: str | None = None
+    label_sha256: str | None = None
+    label_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +70,12 @@ class Manifest:
         parent: name of the version it was trained from.
         created: ISO 8601 time in UTC.
         metrics: what was measured, by name.
-        trained_on: ids of the cases it was trained on.
+        trained_on: the cases it was trained on; an image with labels of several annotators is there once for each.
+        held_out: the cases it was measured on.
         trained_rows: rows of the label space that have been learned; None: all of them.
         settings: the effective settings of the training.
         seed: of the training.
-        code_version: of this package.
+        code_version: of this package, see :func:`code_version`.
         note: free text.
         dtype: of the weights on disk; in memory they are float32 always.
         sha256: of the weights file; filled in by :func:`save_checkpoint`.
@@ -67,7 +89,8 @@ class Manifest:
     parent: str | None = None
     created: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    trained_on: tuple[str, ...] = ()
+    trained_on: tuple[UsedCase, ...] = ()
+    held_out: tuple[UsedCase, ...] = ()
     trained_rows: tuple[int, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
@@ -95,6 +118,8 @@ class Manifest:
         data["network"] = dataclasses.asdict(self.network)
         data["label_space"] = self.label_space.to_json()
         data["preparation"] = self.preparation.to_json()
+        for name in ("trained_on", "held_out"):
+            data[name] = [dataclasses.asdict(case) for case in data[name]]
         return {"format_version": FORMAT_VERSION, **data}
 
     @classmethod
@@ -114,13 +139,24 @@ class Manifest:
             values["preparation"] = PreparationSpec.from_json(values["preparation"])
             z, y, x = (int(size) for size in values["window"])
             values["window"] = (z, y, x)
-            values["trained_on"] = tuple(values["trained_on"])
+            for name in ("trained_on", "held_out"):
+                values[name] = tuple(_used_case(entry) for entry in values.get(name, ()))
             rows = values.get("trained_rows")
             values["trained_rows"] = None if rows is None else tuple(int(row) for row in rows)
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             msg = f"Expected a complete manifest, got one with a missing or wrong entry: {error}."
             raise CheckpointError(msg) from error
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """The package's version and the first 12 digits of a SHA-256 over its source files, like ``0.1.0+91f2c8a07b3d``."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()} {_sha256(file)}\n".encode())
+    return f"{__version__}+{digest.hexdigest()[:12]}"
 
 
 def save_checkpoint(directory: str | os.PathLike[str], net: torch.nn.Module, manifest: Manifest) -> Manifest:
@@ -230,6 +266,11 @@ def load_weights(net: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
         msg = f"The weights do not fit the network: {'; '.join(problems[:_SHOWN])}{more}."
         raise WeightsMismatchError(msg)
     net.load_state_dict(dict(weights))
+
+
+def _used_case(entry: Any) -> UsedCase:
+    """A case of a manifest; older versions of Hermes wrote its id alone."""
+    return UsedCase(entry) if isinstance(entry, str) else UsedCase(**entry)
 
 
 def _stored(value: Tensor, dtype: Literal["float32", "float16"]) -> Tensor:

@@ -21,8 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hermes import __version__
-from hermes.checkpoint import Manifest, save_checkpoint
+from hermes.checkpoint import Manifest, code_version, save_checkpoint
 from hermes.errors import CheckpointError, ConflictError, NotFoundError, WeightsMismatchError
 from hermes.labels.space import published_label_space
 from hermes.model import build_network
@@ -97,7 +96,7 @@ def import_published(
         version=target.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         settings={"imported_from": source.name, "source_sha256": digest, "weights": found.origin or "bare"},
-        code_version=__version__,
+        code_version=code_version(),
         note=f"Published {name} weights, imported from a file with the SHA-256 {digest}.",
     )
     return Imported(target, save_checkpoint(target, net, manifest), _remarks(found))

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from rich.progress import Progress, track
 
-from hermes import __version__
-from hermes.checkpoint import Manifest, save_checkpoint
+from hermes.checkpoint import Manifest, code_version, save_checkpoint
 from hermes.device import choose_device, choose_precision
 from hermes.geometry import Grid
 from hermes.inference.predictor import Predictor
@@ -151,7 +150,7 @@ def _store(
         version="starter",
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seed=seed,
-        code_version=__version__,
+        code_version=code_version(),
         settings={"steps": recipe.steps, "batch_size": recipe.batch_size, "patch": list(recipe.patch)},
         note=NOTE,
         dtype="float16",

@@ -298,7 +298,7 @@ class Workspace:
                     state,
                     name == serving,
                     manifest.created,
-                    len(manifest.trained_on),
+                    len({case.case_id for case in manifest.trained_on}),
                     manifest.metrics,
                 )
             )

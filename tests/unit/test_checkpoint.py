@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from hermes.checkpoint import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
     Manifest,
+    UsedCase,
+    code_version,
     load_checkpoint,
     load_weights,
     read_manifest,
@@ -29,7 +32,8 @@ MANIFEST = Manifest(
     version="v2",
     parent="v1",
     metrics={"dice": {"liver": 0.5}},
-    trained_on=("a", "b"),
+    trained_on=(UsedCase("a", "1" * 64, "2" * 64, 3), UsedCase("b")),
+    held_out=(UsedCase("c", "4" * 64, "5" * 64),),
     seed=7,
 )
 
@@ -50,6 +54,32 @@ def test_what_is_saved_is_loaded(tmp_path: Path, net) -> None:
     for name, value in net.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v2"]
+
+
+def test_a_manifest_of_an_older_hermes_has_ids_without_hashes(tmp_path: Path, net) -> None:
+    save_checkpoint(tmp_path / "v2", net, MANIFEST)
+    file = tmp_path / "v2" / MANIFEST_FILE
+    data = json.loads(file.read_text())
+    data["trained_on"] = ["a", "b"]
+    del data["held_out"]
+    file.write_text(json.dumps(data))
+    _, manifest = load_checkpoint(tmp_path / "v2")
+    assert (manifest.trained_on, manifest.held_out) == ((UsedCase("a"), UsedCase("b")), ())
+
+
+def test_the_code_version_differs_when_a_source_file_does(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "part").mkdir()
+    file = tmp_path / "part" / "code.py"
+    monkeypatch.setattr(hermes.checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    found = []
+    for text in ("a = 1", "a = 2", "a = 1"):
+        file.write_text(text)
+        (tmp_path / f"notes of {text}").touch()
+        found.append(code_version.__wrapped__())
+    assert found[0] == found[2] != found[1]
+    assert re.fullmatch(re.escape(hermes.__version__) + r"\+[0-9a-f]{12}", found[0])
+    file.rename(tmp_path / "code.py")
+    assert code_version.__wrapped__() != found[0]
 
 
 def test_half_precision_is_on_disk_only_and_keeps_large_values(tmp_path: Path, net) -> None:

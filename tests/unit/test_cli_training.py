@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from hermes.checkpoint import load_checkpoint, read_manifest
+from hermes.checkpoint import UsedCase, load_checkpoint, read_manifest
 from hermes.cli import main
 from hermes.cli import training as command
 from hermes.training.trainer import StepReport
@@ -21,7 +23,7 @@ TASKS = ["box@A", "ball@A"]
 
 
 def write_case(folder: Path, name: str, *, ball: bool, extra: int = 0) -> None:
-    image = np.random.default_rng(len(name)).normal(0, 20, (32, 32, 24)).astype(np.float32)
+    image = np.random.default_rng(zlib.crc32(name.encode())).normal(0, 20, (32, 32, 24)).astype(np.float32)
     labels = np.zeros(image.shape, np.uint8)
     labels[4:14, 4:14, 4:14] = 1
     if ball:
@@ -31,6 +33,11 @@ def write_case(folder: Path, name: str, *, ball: bool, extra: int = 0) -> None:
     for kind, array in (("images", image), ("labels", labels)):
         (folder / kind).mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4) * 3), folder / kind / f"{name}.nii.gz")
+
+
+def used(folder: Path, name: str) -> UsedCase:
+    files = [folder / kind / f"{name}.nii.gz" for kind in ("images", "labels")]
+    return UsedCase(f"A/{name}", *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +77,8 @@ def test_a_version_with_its_metrics(data: Path, tmp_path: Path, capsys: pytest.C
     assert "voxels of value [9]" in said.err
     net, stored = load_checkpoint(out)
     assert [task.key for task in stored.label_space.tasks] == TASKS
-    held_out = set(stored.metrics["held_out"])
-    assert held_out
-    assert not held_out & set(stored.trained_on)
-    assert held_out | set(stored.trained_on) <= {f"A/case{n}" for n in range(5)} | {"A/wrong"}
+    assert stored.held_out == (used(data, "case1"),)
+    assert stored.trained_on == tuple(used(data, name) for name in ("case0", "case2", "case3"))
     assert set(stored.metrics["dice_on_held_out"]) <= set(TASKS)
     assert all(0 <= value <= 1 for value in stored.metrics["dice_on_held_out"].values())
     assert (stored.version, stored.parent, stored.trained_rows, stored.window) == (
@@ -115,6 +120,7 @@ def test_a_dry_run_trains_nothing(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["train", str(manifest(data)), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
     said = capsys.readouterr()
     assert "box@A" in said.err
+    assert "model's spacing" in said.err  # whose voxels are counted
     assert said.out == ""
     assert not (tmp_path / "v").exists()
 
@@ -156,3 +162,78 @@ def test_patients_by_name(data: Path, tmp_path: Path, pattern: str, status: int)
     """The last pattern makes one patient of all cases: all held out or none, here nothing is left to train on."""
     plan = manifest(data, patient=pattern, held_out=0.999999)
     assert main(["train", str(plan), "-o", str(tmp_path / "v"), "--dry-run"]) == status
+
+
+def pair(dataset: str, name: str, content: str = "") -> tuple[Any, str]:
+    """An image of a dataset, and what its file holds."""
+    plan = command.DatasetPlan(dataset, "images", "labels", {1: "box"})
+    return command.Pair(plan, name, Path(dataset, name), None), content or f"{dataset}/{name}"
+
+
+def sides(*pairs: tuple[Any, str], seed: int, **more: Any) -> tuple[set[str], set[str]]:
+    plan = command.TrainingPlan(Path(), (), seed=seed, held_out=0.5, **more)
+    contents = {one.image: content for one, content in pairs}
+    found = command._hold_out(plan, [one for one, _ in pairs], contents.__getitem__)
+    training, held_out = ({one.case_id for one in side} for side in found)
+    return training, held_out
+
+
+def test_a_patient_of_several_datasets_is_on_one_side() -> None:
+    """By name and, where a file is the same under two names, by that: through any number of steps."""
+    pairs = [pair(d, f"STS_{n}") for d in ("CT", "MR", "PET") for n in range(6)]
+    pairs += [pair("CT", "sub-1_ses-1"), pair("MR", "sub-1_ses-2")]
+    pairs += [pair("A", "x", "one"), pair("B", "b", "one"), pair("B", "c", "two"), pair("C", "x", "two")]
+    pairs += [pair("C", "c", "three"), pair("D", "z", "three")]
+    together = [{f"{d}/STS_{n}" for d in ("CT", "MR", "PET")} for n in range(6)]
+    together += [{"CT/sub-1_ses-1", "MR/sub-1_ses-2"}, {"A/x", "B/b", "B/c", "C/x", "C/c", "D/z"}]
+    seen = set()
+    for seed in range(20):
+        training, held_out = sides(*pairs, seed=seed)
+        assert not training & held_out
+        assert all(group <= training or group <= held_out for group in together)
+        assert sides(*reversed(pairs), seed=seed) == (training, held_out)
+        alone, _ = sides(pair("B", "b"), seed=seed)  # the smallest name of the last group
+        assert ("D/z" in training) == bool(alone)
+        seen.add("A/x" in training)
+    assert seen == {True, False}
+
+
+def test_the_same_file_under_two_names_is_one_patient(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without that, seed 3 holds case1 out and trains on case0."""
+    copied = tmp_path / "copied"
+    for name in ("case0", "case1", "case2"):
+        for kind in ("images", "labels"):
+            (copied / kind).mkdir(parents=True, exist_ok=True)
+            source = "case0" if kind == "images" else name
+            (copied / kind / f"{name}.nii.gz").write_bytes((data / kind / f"{source}.nii.gz").read_bytes())
+    assert main(["train", str(manifest(copied)), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
+    assert "3 cases to train on, 0 held out" in capsys.readouterr().err
+
+
+def test_a_held_out_case_that_cannot_be_used_is_named_and_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seed 9 holds out case1, case2, case4 and case7."""
+    for number in range(8):
+        write_case(tmp_path, f"case{number}", ball=True)
+    (tmp_path / "labels" / "case1.nii.gz").write_bytes(b"nonsense")
+    (tmp_path / "labels" / "case4.nii.gz").unlink()
+    plan = manifest(tmp_path, seed=9, steps=1)
+    assert main(["train", str(plan), "-o", str(tmp_path / "v"), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "4 cases to train on, 2 held out, 2 left out" in said
+    assert "left out of the hold-out: A/case1: " in said
+    assert "left out of the hold-out: A/case4: no label file" in said
+    real = command.train
+
+    def train(*args: Any, **more: Any) -> Any:
+        (tmp_path / "labels" / "case7.nii.gz").unlink()  # somebody tidies up meanwhile
+        return real(*args, **more)
+
+    monkeypatch.setattr(command, "train", train)
+    assert main(["train", str(plan), "-o", str(tmp_path / "v")]) == 0
+    assert "left out of the hold-out: A/case7: " in capsys.readouterr().err
+    stored = read_manifest(tmp_path / "v")
+    assert stored.held_out == (used(tmp_path, "case2"),)

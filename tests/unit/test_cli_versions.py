@@ -106,6 +106,7 @@ def test_rollback(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_preflight(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(studies, "preflight") == 0
     out = capsys.readouterr().out.splitlines()
+    assert "voxels at the model's spacing" in out[0]
     assert out[1].split() == ["liver", "1", "512", "0"]
     assert out[-1] == "1 cases to train on, 0 held out."
     assert run(studies, "preflight", "--structures", "livr") == 2

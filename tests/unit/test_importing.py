@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hermes import __version__
-from hermes.checkpoint import load_checkpoint, read_manifest
+from hermes.checkpoint import code_version, load_checkpoint, read_manifest
 from hermes.config import from_conf
 from hermes.errors import BadRequestError, CheckpointError, ConflictError, NotFoundError, WeightsMismatchError
 from hermes.importing import detect_network, import_published
@@ -64,7 +63,7 @@ def test_the_averaged_weights_are_served(checkpoint, ema, tmp_path):
     assert manifest.learned_rows == set(range(71))
     assert manifest.window == (128, 128, 128)
     assert manifest.preparation.spacing_zyx_mm == (1.5, 1.5, 1.5)
-    assert (manifest.version, manifest.code_version) == ("site-model", __version__)
+    assert (manifest.version, manifest.code_version) == ("site-model", code_version())
     assert manifest.settings["source_sha256"] in manifest.note
     published = load_published(ema, "hermes-r").network.state_dict()
     assert all(torch.equal(value, published[name]) for name, value in net.state_dict().items())

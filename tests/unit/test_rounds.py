@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from hermes.campaign.records import RunState, VersionState
-from hermes.checkpoint import Manifest, load_checkpoint, read_manifest, save_checkpoint
+from hermes.checkpoint import Manifest, UsedCase, load_checkpoint, read_manifest, save_checkpoint
 from hermes.config import from_conf
 from hermes.errors import CancelledError, ConflictError, NotFoundError, NothingToTrainError
 from hermes.geometry import Grid
@@ -162,10 +163,43 @@ def test_nothing_of_the_holdout_is_ever_trained_on(play: Any, monkeypatch: pytes
     assert not {image for image in trained if image.split("_")[0] in subjects}
     for name in workspace.versions.names():
         manifest = read_manifest(workspace.versions.path(name))
-        assert not {i.split("_")[0] for i in manifest.trained_on} & subjects
+        assert not {used.case_id.split("_")[0] for used in manifest.trained_on} & subjects
+        assert {used.case_id for used in manifest.held_out} <= held_out
     last = read_manifest(workspace.versions.serving().directory).metrics["report"]
     assert last["holdout_labels"] == len(held_out)
     assert workspace.campaign.labels_since_last_training() == 0
+
+
+def test_the_manifest_names_labels_and_the_hashes_of_their_files(
+    play: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = play(holdout_share="0.5", gate_task_margin="1", gate_margin="1")
+    workspace = campaign.workspace
+    untrained(monkeypatch)
+    monkeypatch.setattr(workspace, "predictor", lambda *_, **__: perfect(campaign))
+    inside, outside = holds_out(workspace, True), holds_out(workspace, False)
+    held, gone, never, seen = next(inside), next(inside), next(inside), next(outside)
+    campaign.submit(seen)
+    labels = {image: campaign.submit(image) for image in (held, gone, never, seen)}  # the later label counts
+
+    asked: list[str] = []
+
+    def path(image: str) -> Path:
+        asked.append(image)
+        if image == never or asked.count(gone) > 2:  # once for each of the two versions
+            raise NotFoundError(image)
+        return campaign.path(image)
+
+    report = run_round(workspace, path, options=RoundOptions(steps=2))
+    manifest = read_manifest(workspace.versions.path(report.version))
+
+    def used(image: str) -> UsedCase:
+        content = hashlib.sha256(campaign.path(image).read_bytes()).hexdigest()
+        return UsedCase(image, content, "0" * 64, labels[image])
+
+    assert manifest.trained_on == (used(seen),)
+    assert manifest.held_out == (used(held), UsedCase(gone, None, "0" * 64, labels[gone]))
+    assert {version.name: version.cases for version in workspace.list_versions()}[report.version] == 1
 
 
 def test_a_worse_candidate_is_kept_and_not_published(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,7 +382,8 @@ def _preflight(given: argparse.Namespace) -> int:
         _write_json(found)
         return DONE
     _write_lines(
-        ("structure", "cases", "voxels", "absent in"), [structure_line(c) for c in found["structures"]]
+        ("structure", "cases", "voxels at the model's spacing", "absent in"),
+        [structure_line(c) for c in found["structures"]],
     )
     for one in found["skipped"]:
         sys.stdout.write(f"left out: {one['case_id']}: {one['reason']}\n")

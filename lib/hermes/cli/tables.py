@@ -13,7 +13,7 @@ from hermes.training.preflight import PreflightReport
 
 def preflight_table(report: PreflightReport) -> Table:
     """Voxels and cases per task; what is drawn nowhere is red."""
-    table = Table("task", "cases", "absent in", "voxels", title="Pre-flight")
+    table = Table("task", "cases", "absent in", "voxels at the model's spacing", title="Pre-flight")
     for column in table.columns[1:]:
         column.justify = "right"
     for count in report.structures:
@@ -23,10 +23,12 @@ def preflight_table(report: PreflightReport) -> Table:
     return table
 
 
-def preflight_lines(report: PreflightReport, *, held_out: int) -> str:
-    """How many cases there are, and each that is left out with its reason."""
-    lines = [f"{len(report.used)} cases to train on, {held_out} held out, {len(report.skipped)} left out"]
-    return "\n".join(lines + [f"left out: {one.case_id}: {one.reason}" for one in report.skipped])
+def preflight_lines(report: PreflightReport, holdout: PreflightReport) -> str:
+    """How many cases there are to train and to measure on, and each that is left out with its reason."""
+    left_out = [f"left out: {one.case_id}: {one.reason}" for one in report.skipped]
+    left_out += [f"left out of the hold-out: {one.case_id}: {one.reason}" for one in holdout.skipped]
+    first = f"{len(report.used)} cases to train on, {len(holdout.used)} held out, {len(left_out)} left out"
+    return "\n".join([first, *left_out])
 
 
 def metrics_table(scores: Mapping[str, Sequence[float]]) -> Table:

@@ -10,17 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from hermes import __version__
 from hermes.cache import VolumeCache
 from hermes.campaign.holdout import HoldoutRule, patient_from_name
-from hermes.checkpoint import Manifest, load_checkpoint, save_checkpoint
+from hermes.checkpoint import Manifest, UsedCase, code_version, load_checkpoint, save_checkpoint
 from hermes.cli.tables import metrics_table, preflight_lines, preflight_table
 from hermes.device import choose_device, choose_precision
 from hermes.errors import (
@@ -36,7 +35,7 @@ from hermes.labels.space import LabelSpace, Task
 from hermes.model import DEFAULT_WIDTHS, NetworkConfig, UniversalNetwork, build_network
 from hermes.rounds.rows import add_rows
 from hermes.scoring.agreement import agreement
-from hermes.training.cases import TrainingCase
+from hermes.training.cases import TrainingCase, used_cases
 from hermes.training.monitor import MlflowMonitor, Monitors, TensorBoardMonitor
 from hermes.training.plan import DatasetPlan, Pair, TrainingPlan, find_pairs, read_plan
 from hermes.training.preflight import CaseFacts, require_something, survey
@@ -48,6 +47,8 @@ from hermes.transforms.reading import read_label_map
 from hermes.types import CaseId, Modality
 
 DEFAULT_SPACING_MM = 1.5
+T = TypeVar("T")
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -127,26 +128,30 @@ class _Training:
         self._rows = {key_of(d, name): self._start.space.row(_task(d, name)) for d, name in _named(plan)}
 
     def run(self) -> Manifest | None:
-        training, held_out = _hold_out(self._plan, find_pairs(self._plan))
-        read: list[Read] = list(self._progress(training, "preparing", self._read))
-        report = survey([one.facts for one in read], list(self._rows))
+        training, held_out = _hold_out(self._plan, find_pairs(self._plan), self._cache.content_sha256)
+        read = list(self._progress(training, "preparing", self._read))
+        measuring = list(self._progress(held_out, "preparing the hold-out", self._read))
+        report, holdout = (
+            survey([one.facts for one in found], list(self._rows)) for found in (read, measuring)
+        )
         self._console.print(preflight_table(report))
-        self._say(preflight_lines(report, held_out=len(held_out)))
+        self._say(preflight_lines(report, holdout))
         require_something(report)
         if self._wish.dry_run:
             return None
         cases = [one.case for one in read if one.case is not None and one.case.case_id in set(report.used)]
         recipe = self._recipe(cases)
         result = self._train(cases, recipe)
-        return self._finish(result, recipe, cases, held_out) if Team.current().leads else None
+        usable = [one for one in measuring if one.pair.case_id in set(holdout.used)]
+        return self._finish(result, recipe, cases, usable) if Team.current().leads else None
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def _progress(self, pairs: Sequence[Pair], what: str, work: Callable[[Pair], Any]) -> Iterator[Any]:
+    def _progress(self, items: Sequence[T], what: str, work: Callable[[T], Done]) -> Iterator[Done]:
         with Progress(console=self._console, disable=not self._console.is_terminal) as bar:
-            for pair in bar.track(pairs, description=what):
-                yield work(pair)
+            for item in bar.track(items, description=what):
+                yield work(item)
 
     def _read(self, pair: Pair) -> Read:
         try:
@@ -189,8 +194,16 @@ class _Training:
             {key_of(dataset, name): drawn.get(value, 0) for value, name in dataset.structures.items()},
             frozenset(key_of(dataset, n) for v, n in dataset.structures.items() if n in dataset.absent and v not in drawn),
         )  # fmt: skip
+        content = self._cache.content_sha256
+        source = UsedCase(pair.case_id, content(pair.image), content(pair.label))
         case = TrainingCase(
-            CaseId(pair.case_id), prepared.array, labels, annotated, prepared.record.modality, dataset.name
+            CaseId(pair.case_id),
+            prepared.array,
+            labels,
+            annotated,
+            prepared.record.modality,
+            dataset.name,
+            source,
         )
         return case, facts
 
@@ -234,9 +247,9 @@ class _Training:
 
     def _resume_point(self, cases: Sequence[TrainingCase], recipe: Recipe) -> ResumePoint:
         key = fingerprint(
-            plan=self._plan.to_json(), recipe=recipe, seed=self._plan.seed, code=__version__,
+            plan=self._plan.to_json(), recipe=recipe, seed=self._plan.seed, code=code_version(),
             parent=self._start.parent.sha256 if self._start.parent else None,
-            cases=[[case.case_id, {str(r): v for r, v in case.annotated.items()}] for case in cases],
+            cases=[[case.source, {str(r): v for r, v in case.annotated.items()}] for case in cases],
         )  # fmt: skip
         point = ResumePoint(self._wish.work / "training.state", key, keep=True)
         if not self._wish.resume and Team.current().leads:
@@ -244,7 +257,7 @@ class _Training:
         return point
 
     def _finish(
-        self, result: TrainingResult, recipe: Recipe, cases: Sequence[TrainingCase], held_out: Sequence[Pair]
+        self, result: TrainingResult, recipe: Recipe, cases: Sequence[TrainingCase], held_out: Sequence[Read]
     ) -> Manifest:
         net = result.net
         assert isinstance(net, UniversalNetwork)  # what went in comes out
@@ -259,14 +272,14 @@ class _Training:
             version=self._wish.out.name,
             parent=start.parent.version if start.parent else None,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            trained_on=tuple(case.case_id for case in cases),
+            trained_on=used_cases(cases),
             trained_rows=tuple(learned),
             settings={**plan.to_json(), "steps": recipe.steps, "patch": list(recipe.patch)},
             seed=plan.seed,
-            code_version=__version__,
+            code_version=code_version(),
         )
         predictor = Predictor(net.to(self._device), manifest, device=self._device, cache=self._cache)
-        scores = self._measure(predictor, held_out)
+        scores, measured = self._measure(predictor, held_out)
         self._console.print(metrics_table(scores))
         metrics = {
             "final_loss": float(np.mean(result.losses[-20:])),
@@ -274,34 +287,39 @@ class _Training:
             "train_seconds": round(result.seconds, 1),
             "idle_share": round(result.idle_share, 4),
             "dice_on_held_out": {name: float(np.mean(found)) for name, found in scores.items()},
-            "held_out": [pair.case_id for pair in held_out],
         }
-        stored = save_checkpoint(self._wish.out, net, replace(manifest, metrics=metrics))
+        stored = save_checkpoint(
+            self._wish.out, net, replace(manifest, metrics=metrics, held_out=used_cases(measured))
+        )
         (self._wish.work / "training.state").unlink(missing_ok=True)
         return stored
 
-    def _measure(self, predictor: Predictor, held_out: Sequence[Pair]) -> dict[str, list[float]]:
-        """Dice of every held-out case by task; a case that cannot be used is named and left out."""
+    def _measure(
+        self, predictor: Predictor, held_out: Sequence[Read]
+    ) -> tuple[dict[str, list[float]], list[TrainingCase]]:
+        """Dice of the held-out cases by task, and those that were measured; one whose files have gone is named."""
 
-        def score(pair: Pair) -> dict[str, float]:
-            read = self._read(pair)
-            if read.case is None or pair.label is None:
-                self._console.print(
-                    f"Held-out {pair.case_id} is left out: {read.facts.problem}", markup=False
-                )
-                return {}
+        def score(one: Read) -> dict[str, float]:
+            pair, facts = one.pair, one.facts
+            assert pair.label is not None  # it was read
             names = {value: key_of(pair.dataset, name) for value, name in pair.dataset.structures.items()}
-            asked = [n for n in names.values() if read.facts.voxels[n] or n in read.facts.absent]
-            found = predictor.predict(
-                pair.image, {n: self._rows[n] for n in names.values()}, modality=pair.dataset.modality
-            )
-            return agreement(found.label_map, replace(read_label_map(pair.label), names=names), asked)
+            asked = [n for n in names.values() if facts.voxels[n] or n in facts.absent]
+            try:
+                found = predictor.predict(
+                    pair.image, {n: self._rows[n] for n in names.values()}, modality=pair.dataset.modality
+                )
+                return agreement(found.label_map, replace(read_label_map(pair.label), names=names), asked)
+            except (BadImageError, BadLabelError, OSError) as error:  # the training must not be lost by that
+                self._say(f"left out of the hold-out: {pair.case_id}: {error}")
+                return {}
 
         scores: dict[str, list[float]] = {}
-        for found in self._progress(held_out, "measuring", score):
+        measured: list[TrainingCase] = []
+        for one, found in zip(held_out, self._progress(held_out, "measuring", score), strict=True):
+            measured += [one.case] if found and one.case is not None else []
             for name, value in found.items():
                 scores.setdefault(name, []).append(value)
-        return scores
+        return scores, measured
 
 
 def key_of(dataset: DatasetPlan, structure: str) -> str:
@@ -360,21 +378,51 @@ def _begin(plan: TrainingPlan) -> Start:
     return Start(net, space, spec, parent)
 
 
-def _hold_out(plan: TrainingPlan, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+def _hold_out(
+    plan: TrainingPlan, pairs: Sequence[Pair], content: Callable[[Path], str]
+) -> tuple[list[Pair], list[Pair]]:
     """Pairs to train on and pairs to measure, by patient.
+
+    Args:
+        plan: with the rule.
+        pairs: of all datasets.
+        content: an image's file -> a hash of its bytes.
 
     Raises:
         BadRequestError: the expression for patients is wrong, or does not fit a name.
     """
     rule = HoldoutRule(share=plan.held_out, seed=plan.seed)
-    chosen = [rule.holds_out(_patient(plan, pair)) for pair in pairs]
+    patients = _united([_patient(plan, pair) for pair in pairs], [content(pair.image) for pair in pairs])
+    chosen = [rule.holds_out(patient) for patient in patients]
     training = [pair for pair, out in zip(pairs, chosen, strict=True) if not out]
     return training, [pair for pair, out in zip(pairs, chosen, strict=True) if out]
 
 
+def _united(patients: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """``patients``, where those of whom two images have one content are one, called by the smallest name.
+
+    >>> _united(["b", "a", "c", "c"], ["image 1", "image 2", "image 1", "image 2"])
+    ['a', 'a', 'a', 'a']
+    """
+    smaller = {
+        patient: patient for patient in patients
+    }  # a name -> one that is not larger, of the same patient
+
+    def smallest(patient: str) -> str:
+        while smaller[patient] != patient:
+            patient = smaller[patient]
+        return patient
+
+    owner: dict[str, str] = {}
+    for patient, content in zip(patients, contents, strict=True):
+        low, high = sorted((smallest(patient), smallest(owner.setdefault(content, patient))))
+        smaller[high] = low
+    return [smallest(patient) for patient in patients]
+
+
 def _patient(plan: TrainingPlan, pair: Pair) -> str:
     if plan.patient is None:
-        return f"{pair.dataset.name}/{patient_from_name(CaseId(pair.name))}"
+        return patient_from_name(CaseId(pair.name))  # in whichever dataset
     try:
         found = re.search(plan.patient, pair.name)
     except re.error as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hermes.campaign.records import Annotated, LabelRecord, RunState
-from hermes.checkpoint import Manifest
+from hermes.checkpoint import Manifest, UsedCase
 from hermes.errors import BadImageError, BadLabelError, CancelledError, NotFoundError, NothingToTrainError
 from hermes.rounds.recipe import EARLIER, NEW
 from hermes.submission import LabelArchive
@@ -54,8 +54,9 @@ class CaseReader:
         if not annotated:
             msg = f"None of the annotated structures {sorted(label.annotated)} belongs to the campaign's settings now."
             raise BadLabelError(msg)
+        source = used_case(self.workspace, label, image)
         return TrainingCase(
-            label.image_id, prepared.array, labels, annotated, prepared.record.modality, dataset
+            label.image_id, prepared.array, labels, annotated, prepared.record.modality, dataset, source
         )
 
     def read_all(
@@ -86,6 +87,11 @@ class CaseReader:
                 skipped.append(LeftOut(label.image_id, str(error)))
                 logger.warning("Training leaves out %s: %s", label.image_id, error)
         return cases, skipped
+
+
+def used_case(workspace: Workspace, label: LabelRecord, image: Path) -> UsedCase:
+    """What a manifest says of a label and its image."""
+    return UsedCase(label.image_id, workspace.cache.content_sha256(image), label.sha256, label.id)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hermes.campaign.records import LabelRecord
-from hermes.checkpoint import Manifest
+from hermes.checkpoint import Manifest, UsedCase
 from hermes.errors import BadImageError, BadLabelError, CancelledError, NotFoundError
 from hermes.inference.predictor import Predictor
+from hermes.rounds.cases import used_case
 from hermes.rounds.gate import Scores
 from hermes.scoring.agreement import agreement
 from hermes.submission import LabelArchive
@@ -80,6 +81,18 @@ class Holdout:
             else:
                 cached.put(version, conditions, label.id, scores[label.id])
         return scores, skipped
+
+    def measured(self, scores: Scores) -> tuple[UsedCase, ...]:
+        """The labels that ``scores`` has a number of, for the manifest."""
+        found = []
+        for label in self.labels:
+            if not scores.get(label.id):
+                continue
+            try:
+                found.append(used_case(self.workspace, label, self.image_path(label.image_id)))
+            except (BadImageError, NotFoundError):  # the score was kept, the image has gone
+                found.append(UsedCase(label.image_id, None, label.sha256, label.id))
+        return tuple(found)
 
     def _as_annotated(
         self, cached: Mapping[int, Mapping[StructureName, float]], manifest: Manifest

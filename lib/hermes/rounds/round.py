@@ -19,9 +19,8 @@ import filelock
 import numpy as np
 import torch
 
-from hermes import __version__
 from hermes.campaign.records import VersionState
-from hermes.checkpoint import Manifest, load_checkpoint, save_checkpoint
+from hermes.checkpoint import Manifest, UsedCase, code_version, load_checkpoint, save_checkpoint
 from hermes.device import choose_device
 from hermes.errors import BusyError, CancelledError, HermesError, NothingToTrainError
 from hermes.model import UniversalNetwork
@@ -42,7 +41,7 @@ from hermes.rounds.recipe import choose_recipe, window_of
 from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
 from hermes.rounds.watching import watched
-from hermes.training.cases import TrainingCase
+from hermes.training.cases import TrainingCase, used_cases
 from hermes.training.preflight import LeftOut
 from hermes.training.resume import ResumePoint, discard, fingerprint
 from hermes.training.trainer import Recipe, StepReport, TrainingResult, train
@@ -171,13 +170,13 @@ class _Round:
         self._step = result.steps
         net = _checked(result)
         manifest = self._manifest(start, recipe, seed, net)
-        verdict, unmeasured = self._judge(start, net, manifest)
+        verdict, measured, unmeasured = self._judge(start, net, manifest)
         verdict = self._unless_moved(start, verdict)
         report = RoundReport(
             manifest.version, start.serving.name, verdict, len(start.cases), len(self._labels.holdout),
             result.steps, result.seconds, _final_loss(result), (*start.skipped, *unmeasured), self._options.mode, found.to_json(),
         )  # fmt: skip
-        self._keep(net, manifest, report)
+        self._keep(net, replace(manifest, held_out=measured), report)
         discard(resume)
         return report
 
@@ -236,7 +235,7 @@ class _Round:
         ]
         return fingerprint(
             parent=start.manifest.sha256, labels=labels, rows=sorted(start.bindings.all_rows().items()), recipe=recipe,
-            seed=seed, options=self._options, code=__version__, device=self._device.type,
+            seed=seed, options=self._options, code=code_version(), device=self._device.type,
             preparation=self._workspace.preparation(start.manifest).to_json(),
         )  # fmt: skip
 
@@ -254,19 +253,19 @@ class _Round:
             version=self._workspace.versions.new_name(_digest(net)),
             parent=start.serving.name,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            trained_on=tuple(dict.fromkeys(case.case_id for case in start.cases)),
+            trained_on=used_cases(start.cases),
             trained_rows=tuple(sorted(start.manifest.learned_rows | trained)),
             settings=self._settings.to_conf(),
             seed=seed,
-            code_version=__version__,
+            code_version=code_version(),
         )
 
     def _judge(
         self, start: _Start, net: UniversalNetwork, manifest: Manifest
-    ) -> tuple[Verdict, list[LeftOut]]:
-        """The gate's word on the candidate, and the held-out labels that could not be used."""
+    ) -> tuple[Verdict, tuple[UsedCase, ...], list[LeftOut]]:
+        """The gate's word on the candidate, the held-out labels it was measured on and those that could not be used."""
         if not self._labels.holdout:
-            return Verdict(UNGATED, UNGATED_REASON), []
+            return Verdict(UNGATED, UNGATED_REASON), (), []
         device, workspace = self._device, self._workspace
         holdout = Holdout(
             workspace, self._labels.holdout, self._image_path, self._should_stop,
@@ -289,7 +288,7 @@ class _Round:
         verdict = judge(
             before, after, task_margin=self._settings.gate_task_margin, margin=self._settings.gate_margin
         )
-        return verdict, skipped
+        return verdict, holdout.measured(after), skipped
 
     def _unless_moved(self, start: _Start, verdict: Verdict) -> Verdict:
         """The verdict; refused where somebody has published or withdrawn a version meanwhile."""

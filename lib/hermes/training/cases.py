@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hermes.checkpoint import UsedCase
 from hermes.types import CaseId, Modality
 
 
@@ -35,6 +36,7 @@ class TrainingCase:
             not a key was not annotated and is never part of the loss of this case.
         modality: ``None`` = unknown.
         dataset: group for weighted sampling.
+        source: the files behind it, for the manifest; None: there are none.
     """
 
     case_id: CaseId
@@ -43,6 +45,12 @@ class TrainingCase:
     annotated: Mapping[int, int | None]
     modality: Modality | None
     dataset: str = "campaign"
+    source: UsedCase | None = None
+
+
+def used_cases(cases: Iterable[TrainingCase]) -> tuple[UsedCase, ...]:
+    """What a manifest says of ``cases``."""
+    return tuple(case.source or UsedCase(case.case_id) for case in cases)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class TrainingPlan:
         seed: of weights, sampling and the hold-out.
         held_out: part of the patients that measures and never trains.
         patient: regular expression whose first group is the patient in a file's name; None: BIDS subjects, else
-            every image is a patient.
+            every name is a patient, whichever datasets it is in.
     """
 
     folder: Path
