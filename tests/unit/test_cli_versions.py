@@ -13,10 +13,12 @@ from hermes.campaign.records import VersionState
 from hermes.checkpoint import Manifest, save_checkpoint
 from hermes.cli.command import main
 from hermes.config import from_conf
+from hermes.errors import CheckpointError
 from hermes.geometry import Grid
 from hermes.labels.space import LabelSpace, Task
 from hermes.model import NetworkConfig, build_network
 from hermes.records import LabelMap
+from hermes.resident import ResidentModel
 from hermes.submission import Submission
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.writing import write_label_map
@@ -101,6 +103,49 @@ def test_rollback(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serving(studies) == "base"
     assert run(studies, "rollback", "v0002-bbbbbb", "--force") == 0
     assert serving(studies) == "v0002-bbbbbb"
+
+
+def damage(studies: Path, version: str, name: str = "model.safetensors") -> None:
+    file = studies / ".hermes" / "models" / version / name
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 255
+    file.write_bytes(content)
+
+
+def test_a_damaged_version_is_refused(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(studies, "v0002-bbbbbb")
+    assert run(studies, "rollback", "v0002-bbbbbb", "--force") == 2
+    said = capsys.readouterr().err
+    assert "'v0002-bbbbbb' names in model.safetensors" in said
+    assert "v0001-aaaaaa stays" in said
+    assert serving(studies) == "v0001-aaaaaa"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_rollback_repairs_a_damaged_serving_version(
+    studies: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(studies, "rollback", "v0002-bbbbbb", "--force") == 0
+    damage(studies, "v0002-bbbbbb", name)
+    settings = from_conf({"model": str(studies.parent / "base")})
+    with pytest.raises(CheckpointError, match=rf"(?s)v0002-bbbbbb.*{name}.*hermes rollback STUDIES"):
+        Workspace(settings, str(studies), starter=studies).load_serving()
+    capsys.readouterr()
+    assert run(studies, "versions") == 0
+    assert ("damaged" in capsys.readouterr().out) == (name == "manifest.json")
+    assert run(studies, "rollback") == 0
+    # The database, which is asked where the manifest is damaged, was not told the parent.
+    assert serving(studies) == ("v0001-aaaaaa" if name == "model.safetensors" else "base")
+
+
+def test_what_is_in_memory_answers_on(studies: Path) -> None:
+    workspace = Workspace(from_conf({"model": str(studies.parent / "base")}), str(studies), starter=studies)
+    resident = ResidentModel(workspace)
+    loaded = resident.predictor()
+    damage(studies, "v0001-aaaaaa")
+    assert resident.predictor() is loaded
+    with pytest.raises(CheckpointError, match="hermes rollback STUDIES"):
+        ResidentModel(workspace).predictor()
 
 
 def test_preflight(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
