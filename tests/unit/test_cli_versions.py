@@ -216,3 +216,21 @@ def test_where_no_campaign_is_none_is_made(tmp_path: Path, capsys: pytest.Captur
     assert main(["versions", str(tmp_path)]) == 2
     assert "Expected a campaign" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["report", "versions", "export"])
+def test_a_damaged_database_is_said_in_one_message(
+    studies: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    settings = from_conf({"model": str(studies.parent / "base")})
+    workspace = Workspace(settings, str(studies), starter=studies)
+    workspace.note_served()
+    workspace.campaign.close()
+    database = studies / ".hermes" / "campaign.sqlite"
+    content = database.read_bytes()
+    database.write_bytes(content[:100] + b"\xa5" * (len(content) - 100))
+    out = ["--json"] if command != "export" else ["-o", str(studies / "out")]
+    assert run(studies, command, *out) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"hermes {command}: The campaign's database {database} is damaged")
+    assert said.count("\n") == 1
