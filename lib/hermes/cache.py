@@ -42,10 +42,9 @@ from hermes.transforms.preparation import (
     PreparationRecord,
     PreparationSpec,
     PreparedVolume,
-    check_labels,
     prepare,
 )
-from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.reading import check_labels, read_label_map, read_volume
 from hermes.types import Modality
 
 logger = logging.getLogger(__name__)
