@@ -3,6 +3,9 @@
 An entry is a folder: ``image.zarr`` (blosc-compressed chunks) and ``entry.json``. Its name is a digest of the
 image's bytes, of how it is prepared and of the modality that was decided from outside its bytes.
 
+Every byte is covered by a checksum: each chunk has its own, which is compared when it is read, and ``entry.json``
+has one over the rest, which is compared when the entry is opened. A damaged entry is removed and made again.
+
 Several processes share a cache without a server: an entry is written beside its place and renamed into it, so
 it is there completely or not at all; evicting renames it away before anything is deleted, so a reader that
 still finds the entry *after* its read has read it whole. A reader that does not, prepares the image again.
@@ -12,20 +15,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 import threading
 import time
 import uuid
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import filelock
 import numpy as np
 import zarr
-from numcodecs import Blosc
+from numcodecs import CRC32, Blosc
 from numpy.typing import NDArray
 
 from hermes.errors import NotFoundError
@@ -35,11 +42,12 @@ from hermes.transforms.preparation import (
     PreparationRecord,
     PreparationSpec,
     PreparedVolume,
-    check_labels,
     prepare,
 )
-from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.reading import check_labels, read_label_map, read_volume
 from hermes.types import Modality
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["LazyArray", "PreparedVolume", "VolumeCache"]
 
@@ -54,20 +62,32 @@ DEFAULT_LIMIT_BYTES = 200 * 2**30
 _FORMAT: dict[str, int] = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}
 """Python 3.10 has zarr 2 only; zarr 3 is told to write what both read."""
 
+_DIGEST = re.compile("[0-9a-f]{64}")
+
 T = TypeVar("T")
+
+
+class _UnusableError(Exception):
+    """There is no entry, or it cannot be read."""
 
 
 class LazyArray:
     """A cached array that reads only the chunks that a slice needs.
+
+    Args:
+        entry: its folder.
+        name: of the array in it.
+        repair: makes the entry again if it is damaged; without it a damaged chunk is an error.
 
     Attributes:
         shape: ``(D, H, W)``.
         dtype: of what slices give.
     """
 
-    def __init__(self, entry: Path, name: str) -> None:
+    def __init__(self, entry: Path, name: str, repair: Callable[[], object] | None = None) -> None:
         self._entry = entry
         self._name = name
+        self._repair = repair
         self._array: Any = zarr.open_array(str(entry / name), mode="r")
         self.shape: tuple[int, ...] = tuple(self._array.shape)
         self.dtype: np.dtype[Any] = np.dtype(self._array.dtype)
@@ -81,14 +101,29 @@ class LazyArray:
         """The voxels of a slice, as a NumPy array.
 
         Raises:
-            NotFoundError: the entry was evicted meanwhile.
+            NotFoundError: the entry was evicted meanwhile, or is damaged and what it was made from has changed.
         """
-        values: NDArray[Any] = np.asarray(self._array[index])
+        values = self._read(index)
         # zarr fills a chunk that is gone with zeros; entries vanish whole, so one look afterwards is enough.
         if not _touch(self._entry):
             msg = "A cached image was evicted while it was in use. Raise the size limit of the cache."
             raise NotFoundError(msg)
         return values
+
+    def _read(self, index: Any) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array[index])
+        except (IndexError, MemoryError):
+            raise
+        except Exception:  # damaged: zarr and its codecs have no common error for that
+            if self._repair is None:
+                raise
+        self._repair()
+        try:
+            return np.asarray(self._array[index])
+        except Exception as error:
+            msg = f"A cached image was damaged while it was in use, and its file has changed since ({error}). Start again."
+            raise NotFoundError(msg) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[...], dtype=dtype)
@@ -140,15 +175,24 @@ class VolumeCache:
 
         def make(partial: Path) -> PreparedVolume:
             result = prepare(_read(source, modality, frame), spec)
-            _write_array(partial / "image.zarr", result.array)
-            (partial / "entry.json").write_text(json.dumps(result.record.to_json()))
+            _write_entry(partial, "image.zarr", result.array, result.record.to_json())
             return result
 
-        def load(entry: Path) -> PreparedVolume:
-            record = PreparationRecord.from_json(json.loads((entry / "entry.json").read_text()))
-            array = LazyArray(entry, "image.zarr")
-            return PreparedVolume(array if lazy else array[...], record)
+        def load_whole(entry: Path) -> PreparedVolume:
+            record = PreparationRecord.from_json(_opened(entry, "image.zarr"))
+            return PreparedVolume(LazyArray(entry, "image.zarr")[...], record)
 
+        def load_lazy(entry: Path) -> PreparedVolume:
+            record = PreparationRecord.from_json(_opened(entry, "image.zarr"))
+            return PreparedVolume(LazyArray(entry, "image.zarr", repair), record)
+
+        def repair() -> None:
+            now = self._key(
+                source, spec, modality, frame
+            )  # another one where the file was replaced meanwhile
+            self._get(now, make, load_whole, keep_made=True)
+
+        load = load_lazy if lazy else load_whole
         result = self._get(key, make, load, keep_made=not lazy)
         if not lazy:
             self._remember(key, result)
@@ -189,10 +233,7 @@ class VolumeCache:
             BadLabelError: the labels cannot be read.
             GeometryMismatchError: they are not on the image's grid.
         """
-        content = (
-            _array_digest(labels) if isinstance(labels, np.ndarray) else self.content_sha256(Path(labels))
-        )
-        key = _digest_of("labels", content, json.dumps(record.to_json()))
+        key = self._labels_key(labels, record)
 
         def make(partial: Path) -> NDArray[Any] | LazyArray:
             if isinstance(labels, np.ndarray):
@@ -200,14 +241,21 @@ class VolumeCache:
             else:
                 label_map = read_label_map(labels)
                 result = record.prepare_labels(label_map.array, label_map.grid)
-            _write_array(partial / "labels.zarr", result)
-            (partial / "entry.json").write_text("{}")
+            _write_entry(partial, "labels.zarr", result, {})
             return result
 
-        def load(entry: Path) -> NDArray[Any] | LazyArray:
-            array = LazyArray(entry, "labels.zarr")
-            return array if lazy else array[...]
+        def load_whole(entry: Path) -> NDArray[Any] | LazyArray:
+            _opened(entry, "labels.zarr")
+            return LazyArray(entry, "labels.zarr")[...]
 
+        def load_lazy(entry: Path) -> NDArray[Any] | LazyArray:
+            _opened(entry, "labels.zarr")
+            return LazyArray(entry, "labels.zarr", repair)
+
+        def repair() -> None:
+            self._get(self._labels_key(labels, record), make, load_whole, keep_made=True)
+
+        load = load_lazy if lazy else load_whole
         return self._get(key, make, load, keep_made=not lazy)
 
     def content_sha256(self, path: Path) -> str:
@@ -223,10 +271,9 @@ class VolumeCache:
         status = path.stat()
         identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
         memo = self.directory / "digests" / hashlib.sha256(identity.encode()).hexdigest()
-        try:
-            return memo.read_text()
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError, UnicodeDecodeError):
+            if _DIGEST.fullmatch(known := memo.read_text()):
+                return known
         digest = _file_digest(path)
         partial = self.directory / "partial" / uuid.uuid4().hex
         partial.write_text(digest)
@@ -244,14 +291,16 @@ class VolumeCache:
 
     def _get(self, key: str, make: Callable[[Path], T], load: Callable[[Path], T], *, keep_made: bool) -> T:
         entry = self.directory / "entries" / key
-        found = _try_load(entry, load)
-        if found is not None:
-            return found
+        with suppress(_UnusableError):
+            return _load(entry, load)
         # One of 256 locks, so that two requests for one image do not prepare it twice.
         with filelock.FileLock(self.directory / "locks" / key[:2]):
-            found = _try_load(entry, load)
-            if found is not None:
-                return found
+            try:
+                return _load(entry, load)
+            except _UnusableError as error:
+                if entry.exists():
+                    logger.warning("An entry of the cache is damaged and made again: %s (%s)", entry, error)
+                    self._remove(entry)
             partial = self.directory / "partial" / uuid.uuid4().hex
             partial.mkdir()
             try:
@@ -302,6 +351,12 @@ class VolumeCache:
             said = str(guess_from_name(path)) if path.is_file() else ""
         return _digest_of("image", content, spec.digest(), said, str(modality), str(frame))
 
+    def _labels_key(self, labels: str | os.PathLike[str] | NDArray[Any], record: PreparationRecord) -> str:
+        content = (
+            _array_digest(labels) if isinstance(labels, np.ndarray) else self.content_sha256(Path(labels))
+        )
+        return _digest_of("labels", content, json.dumps(record.to_json()))
+
 
 def _read(source: str | os.PathLike[str] | Volume, modality: Modality | None, frame: int | None) -> Volume:
     if not isinstance(source, Volume):
@@ -311,6 +366,36 @@ def _read(source: str | os.PathLike[str] | Volume, modality: Modality | None, fr
     return Volume(source.array, source.grid, modality, "caller", 1.0)
 
 
+def _write_entry(partial: Path, name: str, array: NDArray[Any], record: Mapping[str, Any]) -> None:
+    _write_array(partial / name, array)
+    noted = {"record": record, "checksum": _checksum(partial / name, record)}
+    (partial / "entry.json").write_text(json.dumps(noted))
+
+
+def _opened(entry: Path, name: str) -> dict[str, Any]:
+    """The record of an entry whose array is as it was written, as far as can be seen without its chunks.
+
+    Raises:
+        ValueError: it is not.
+        OSError: a file is missing.
+    """
+    noted = json.loads((entry / "entry.json").read_text())
+    if not isinstance(noted, dict) or not isinstance(noted.get("record"), dict):
+        msg = "Expected an entry.json with a record, got another one."
+        raise ValueError(msg)
+    record: dict[str, Any] = noted["record"]
+    if noted.get("checksum") != _checksum(entry / name, record):
+        msg = "Expected the entry as it was written, got another checksum."
+        raise ValueError(msg)
+    return record
+
+
+def _checksum(array: Path, record: Mapping[str, Any]) -> int:
+    """Of the record, of what the array says of itself, and of its chunks' names: one that is gone is read as zeros."""
+    names = sorted(file.name for file in array.iterdir())
+    return zlib.crc32(json.dumps([record, names]).encode() + (array / ".zarray").read_bytes())
+
+
 def _write_array(path: Path, array: NDArray[Any]) -> None:
     stored = zarr.open_array(
         str(path),
@@ -318,19 +403,30 @@ def _write_array(path: Path, array: NDArray[Any]) -> None:
         shape=array.shape,
         chunks=tuple(min(CHUNK, size) for size in array.shape),
         dtype=array.dtype,
-        compressor=Blosc("lz4", clevel=1, shuffle=Blosc.SHUFFLE),
+        # Compressed first, so that the checksum is of what lies on disk.
+        filters=[Blosc("lz4", clevel=1, shuffle=Blosc.SHUFFLE)],
+        compressor=CRC32(),
         **_FORMAT,
     )
     stored[...] = array
 
 
-def _try_load(entry: Path, load: Callable[[Path], T]) -> T | None:
+def _load(entry: Path, load: Callable[[Path], T]) -> T:
+    """What is in the entry.
+
+    Raises:
+        _UnusableError: nothing that can be read.
+    """
     if not _touch(entry):
-        return None
+        msg = "there is no entry.json"
+        raise _UnusableError(msg)
     try:
         return load(entry)
-    except (NotFoundError, FileNotFoundError):  # evicted between the look and the read
-        return None
+    except MemoryError:
+        raise
+    except Exception as error:  # evicted since, or damaged: zarr and its codecs have no common error for that
+        msg = f"{type(error).__name__}: {error}"
+        raise _UnusableError(msg) from error
 
 
 def _touch(entry: Path) -> bool:

@@ -217,6 +217,26 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     return Manifest.from_json(data)
 
 
+def check_checkpoint(directory: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a version whose weights are those that were stored.
+
+    Raises:
+        CheckpointError: files are missing or damaged, or the weights are not those of the manifest.
+    """
+    manifest = read_manifest(directory)
+    path = Path(directory) / WEIGHTS_FILE
+    if not path.is_file():
+        msg = f"Expected {WEIGHTS_FILE} beside the manifest in {path.parent.name!r}, got none."
+        raise CheckpointError(msg)
+    if _sha256(path) != manifest.sha256:
+        msg = (
+            f"Expected the weights that the manifest of {path.parent.name!r} names in {WEIGHTS_FILE}, got others (their "
+            "SHA-256 differs). The file was changed or damaged: restore it or import the model again."
+        )
+        raise CheckpointError(msg)
+    return manifest
+
+
 def load_checkpoint(
     directory: str | os.PathLike[str], device: str | torch.device = "cpu"
 ) -> tuple[UniversalNetwork, Manifest]:
@@ -226,17 +246,8 @@ def load_checkpoint(
         CheckpointError: files are missing or damaged, or the weights are not those of the manifest.
         WeightsMismatchError: a missing, surplus or misshapen tensor.
     """
-    manifest = read_manifest(directory)
+    manifest = check_checkpoint(directory)
     path = Path(directory) / WEIGHTS_FILE
-    if not path.is_file():
-        msg = f"Expected {WEIGHTS_FILE} beside the manifest in {path.parent.name!r}, got none."
-        raise CheckpointError(msg)
-    if _sha256(path) != manifest.sha256:
-        msg = (
-            f"Expected the weights that the manifest of {path.parent.name!r} names, got others (their "
-            "SHA-256 differs). The file was changed or damaged: restore it or import the model again."
-        )
-        raise CheckpointError(msg)
     try:
         weights = load_file(path)
     except SafetensorError as error:

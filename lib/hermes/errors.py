@@ -16,6 +16,7 @@
     ├── CancelledError              409  stopped on request
     │   └── GaveWayError                 work in the background made room for a request
     ├── PacsError                   503  the PACS cannot be reached, or refuses what it is given
+    ├── DamagedDatabaseError        500  the campaign's database cannot be read any more
     └── CheckpointError             500  a model directory that does not hold what it says
         └── WeightsMismatchError         a missing, surplus or misshapen tensor
 
@@ -95,6 +96,10 @@ class PacsError(HermesError):
     """The PACS cannot be reached, or refuses what it is given."""
 
     status = 503
+
+
+class DamagedDatabaseError(HermesError):
+    """The campaign's database cannot be read any more."""
 
 
 class CheckpointError(HermesError):

@@ -62,6 +62,14 @@ class VersionStore:
             raise NotFoundError(msg)
         return self.directory / name
 
+    def directory_of(self, name: str) -> Path:
+        """Directory of a version, or of the base.
+
+        Raises:
+            NotFoundError: there is no such version.
+        """
+        return self.base if name == self.base.name and name not in self.names() else self.path(name)
+
     def serving(self) -> Serving:
         """The version that answers now.
 
@@ -87,11 +95,10 @@ class VersionStore:
         Raises:
             NotFoundError: there is no such version.
         """
-        if name == self.base.name and name not in self.names():
+        if self.directory_of(name) == self.base:
             (self.directory / _POINTER).unlink(missing_ok=True)
             flush_folder(self.directory)
             return
-        self.path(name)
         write_atomically(self.directory / _POINTER, f"{name}\n")
 
 

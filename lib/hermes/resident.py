@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 
-from hermes.checkpoint import load_checkpoint
 from hermes.device import choose_device
 from hermes.inference.predictor import Predictor
 from hermes.workspace import Workspace
@@ -14,7 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class ResidentModel:
-    """Gives the predictor of the version that answers now; a newly published one is loaded on first use."""
+    """Gives the predictor of the version that answers now; a newly published one is loaded on first use.
+
+    What is loaded answers on, whatever happens to its files.
+    """
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
@@ -33,7 +35,7 @@ class ResidentModel:
         with self._lock:
             serving = self._workspace.versions.serving()
             if self._loaded is None or self._loaded[0] != serving.name:
-                net, manifest = load_checkpoint(serving.directory, self._device)
+                serving, net, manifest = self._workspace.load_serving(self._device)
                 logger.info("Serving version %s on %s", serving.name, self._device)
                 predictor = self._workspace.predictor(
                     net, manifest, device=self._device, version=serving.name

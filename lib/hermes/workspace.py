@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ from hermes.campaign.campaign import Campaign
 from hermes.campaign.holdout import HoldoutRule
 from hermes.campaign.openness import Wish
 from hermes.campaign.records import VersionState
-from hermes.checkpoint import Manifest, read_manifest
+from hermes.checkpoint import Manifest, check_checkpoint, load_checkpoint, read_manifest
 from hermes.config import SETTINGS, Quota, Settings, campaign_directory
 from hermes.device import choose_precision
-from hermes.errors import BadRequestError, ConflictError
+from hermes.errors import BadRequestError, CheckpointError, ConflictError
 from hermes.inference.predictor import Predictor
 from hermes.labels.catalogue import canonical_key
 from hermes.labels.names import split_protocol
 from hermes.labels.space import EVERYTHING, LabelSpace, bind_structures
+from hermes.model import UniversalNetwork
 from hermes.publish import Serving, VersionStore, write_atomically
 from hermes.records import NewStructure
 from hermes.submission import LabelArchive, match_structure
@@ -46,6 +48,7 @@ from hermes.types import Modality
 
 MOST_STRUCTURES = 255  # label maps for viewers are 8 bit
 SERVED_FILE = "served.json"
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class VersionInfo:
         name: of its directory.
         parent: that it was trained from.
         state: ``base`` for the model that the campaign began with, else of `VersionState`; ``unrecorded`` for a
-            directory that the database does not know.
+            directory that the database does not know, ``damaged`` for one whose manifest cannot be read.
         serving: whether it answers now.
         created: ISO 8601 time in UTC, as its manifest has it.
         cases: how many it was trained on.
@@ -125,25 +128,33 @@ def served_with(directory: Path) -> Served | None:
         noted = json.loads((directory / SERVED_FILE).read_text(encoding="utf-8"))
         studies, settings = str(noted["studies"]), dict(noted["settings"])
     except (OSError, ValueError, KeyError, TypeError):
-        trained = sorted((directory / "models").glob("v[0-9]*/manifest.json"))
-        if not trained:
+        newest = _newest_manifest(directory / "models")
+        if newest is None:
             return None
-        studies, settings = "", dict(read_manifest(trained[-1].parent).settings)
+        studies, settings = "", dict(newest.settings)
     known = {setting.name for setting in SETTINGS}
     conf = {name: str(value) for name, value in settings.items() if name in known}
     return Served(studies, conf) if "structures" in conf else None
 
 
+def _newest_manifest(models: Path) -> Manifest | None:
+    for found in sorted(models.glob("v[0-9]*/manifest.json"), reverse=True):
+        with suppress(CheckpointError):
+            return read_manifest(found.parent)
+    return None
+
+
 class Workspace:
     """Everything that belongs to one campaign."""
 
-    def __init__(self, settings: Settings, studies: str, *, starter: Path) -> None:
+    def __init__(self, settings: Settings, studies: str, *, starter: Path, check: bool = True) -> None:
         """Open (or begin) the campaign on ``studies``.
 
         Args:
             settings: of the campaign.
             studies: folder of images or URL of a DICOMweb server.
             starter: model directory to begin with where the settings name none.
+            check: whether the model and the structures have to fit; without, a campaign whose model is damaged can be repaired.
 
         Raises:
             CheckpointError: the serving model cannot be read.
@@ -162,7 +173,8 @@ class Workspace:
         self.training_state = self.directory / "training.state"
         self._lock = threading.Lock()
         self._bound: tuple[tuple[str, tuple[NewStructure, ...]], Bindings] | None = None
-        self.bindings()
+        if check:
+            self.bindings()
 
     def note_served(self) -> None:
         """Keep what this campaign is served on and with, for commands that open it later: see `served_with`."""
@@ -176,8 +188,8 @@ class Workspace:
 
     def bindings(self) -> Bindings:
         """The campaign's structures in the rows of the version that answers now."""
-        serving, confirmed = self.versions.serving(), self.campaign.confirmed.all()
-        with self._lock:
+        confirmed = self.campaign.confirmed.all()
+        with self._lock, self._serving() as serving:
             if self._bound is None or self._bound[0] != (serving.name, confirmed):
                 self._bound = ((serving.name, confirmed), self.bind(read_manifest(serving.directory)))
             return self._bound[1]
@@ -278,8 +290,32 @@ class Workspace:
 
     def serving(self) -> tuple[Serving, Manifest]:
         """The version that answers now, with its manifest."""
+        with self._serving() as serving:
+            return serving, read_manifest(serving.directory)
+
+    def load_serving(self, device: str | torch.device = "cpu") -> tuple[Serving, UniversalNetwork, Manifest]:
+        """The version that answers now, its network and its manifest.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        with self._serving() as serving:
+            return serving, *load_checkpoint(serving.directory, device)
+
+    @contextmanager
+    def _serving(self) -> Iterator[Serving]:
+        """The version that answers now; where it turns out to be damaged, the way out is said."""
         serving = self.versions.serving()
-        return serving, read_manifest(serving.directory)
+        try:
+            yield serving
+        except CheckpointError as error:
+            if serving.directory == self.versions.base:
+                raise
+            msg = (
+                f"The version that answers, {serving.name}, cannot be used. {error} To let the version before it answer: "
+                "hermes rollback STUDIES"
+            )
+            raise CheckpointError(msg) from error
 
     def list_versions(self) -> list[VersionInfo]:
         """The base and all versions, oldest first."""
@@ -288,7 +324,11 @@ class Workspace:
         places = {name: self.versions.path(name) for name in self.versions.names()}
         found = []
         for name, place in {base.name: base, **places}.items():
-            manifest = read_manifest(place)
+            try:
+                manifest = read_manifest(place)
+            except CheckpointError:
+                found.append(VersionInfo(name, None, DAMAGED, name == serving, "", 0, {}))
+                continue
             state = states.get(name, "unrecorded") if name in places else "base"
             parent = manifest.parent if name in places else None
             found.append(
@@ -314,18 +354,27 @@ class Workspace:
 
         Raises:
             NotFoundError: there is no such version.
-            ConflictError: the gate refused it, and ``force`` is not given.
+            ConflictError: the gate refused it, and ``force`` is not given; or it is damaged.
         """
         before = self.versions.serving().name
         states = {record.name: record.state for record in self.campaign.versions()}
         if states.get(name) is VersionState.REFUSED and not force:
             msg = f"Version {name!r} was refused because it does worse on the hold-out. To publish it all the same, force it."
             raise ConflictError(msg)
+        self._require_intact(name, before)
         self.versions.publish(name)
         if name in states:
             self.campaign.set_version_state(name, VersionState.PUBLISHED)
         self.campaign.log_event(kind, {"version": name, "before": before, "forced": force})
         return before
+
+    def _require_intact(self, name: str, serving: str) -> None:
+        try:
+            check_checkpoint(self.versions.directory_of(name))
+        except CheckpointError as error:
+            stays = "" if name == serving else f" {serving} stays the version that answers."
+            msg = f"Version {name!r} cannot answer. {error}{stays} Choose another: hermes versions STUDIES lists them."
+            raise ConflictError(msg) from error
 
     def rollback(self, to: str | None = None, *, force: bool = False) -> str:
         """Let an earlier version answer again; its name. The next round trains from it.
@@ -336,15 +385,24 @@ class Workspace:
 
         Raises:
             NotFoundError: there is no such version, or not any more.
-            ConflictError: the base answers, which has no parent; or the version was refused.
+            ConflictError: the base answers, which has no parent; or the version was refused, or is damaged.
         """
-        serving, manifest = self.serving()
+        serving = self.versions.serving()
         if to is None and serving.directory == self.versions.base:
             msg = f"Expected a version with a parent to go back from, {serving.name!r} is the model the campaign began with."
             raise ConflictError(msg)
-        target = to or manifest.parent or self.versions.base.name
+        target = to or self._parent_of(serving) or self.versions.base.name
         self.publish(target, force=force, kind="RolledBack")
         return target
+
+    def _parent_of(self, version: Serving) -> str | None:
+        """The version that one was trained from; where its manifest is damaged, the database says it."""
+        try:
+            return read_manifest(version.directory).parent
+        except CheckpointError:
+            return next(
+                (known.parent for known in self.campaign.versions() if known.name == version.name), None
+            )
 
 
 def _elsewhere(

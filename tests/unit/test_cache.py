@@ -159,6 +159,74 @@ def test_labels_follow_their_image(tmp_path) -> None:
         cache.prepared_labels(path, record)
 
 
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def junk(file: Path) -> None:
+    file.write_bytes(b"junk" * 100)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+DAMAGES = [(flip, "0.0.0"), (junk, "0.0.0"), (truncate, "0.0.0"), (Path.unlink, "0.0.0"), (junk, ".zarray"), (flip, ".zarray"),
+           (Path.unlink, ".zarray"), (junk, "entry.json"), (flip, "entry.json"), (Path.unlink, "entry.json")]  # fmt: skip
+
+
+def damage_all(cache: VolumeCache, how, name: str) -> None:
+    files = list((cache.directory / "entries").rglob(name))
+    assert files
+    for file in files:
+        how(file)
+
+
+@pytest.mark.parametrize("lazy", [False, True], ids=["whole", "lazy"])
+@pytest.mark.parametrize(("how", "name"), DAMAGES)
+def test_a_damaged_entry_is_made_again(tmp_path, preparations, caplog, how, name: str, lazy: bool) -> None:
+    path = save(tmp_path / "a.nii.gz")
+    image = VolumeCache(tmp_path / "cache").prepared(path, SPEC)
+    labels = np.random.default_rng(0).integers(0, 5, image.record.grid.shape).astype(np.uint8)
+    wanted = VolumeCache(tmp_path / "cache").prepared_labels(labels, image.record)
+    cache = VolumeCache(tmp_path / "cache")  # as another process: nothing is in memory
+    damage_all(cache, how, name)
+    again = cache.prepared(path, SPEC, lazy=lazy)
+    assert np.array_equal(again.array[:, :, :], image.array)
+    assert again.record.to_json() == image.record.to_json()
+    assert np.array_equal(cache.prepared_labels(labels, image.record, lazy=lazy)[:, :, :], wanted)
+    assert len(preparations) == 2
+    assert caplog.text.count("damaged and made again") == 2
+    caplog.clear()
+    assert np.array_equal(VolumeCache(tmp_path / "cache").prepared(path, SPEC).array, image.array)
+    assert (len(preparations), caplog.text) == (2, "")
+
+
+def test_what_is_damaged_while_it_is_read_is_made_again(tmp_path, preparations) -> None:
+    path, cache = save(tmp_path / "a.nii.gz"), VolumeCache(tmp_path / "cache")
+    lazy = cache.prepared(path, SPEC, lazy=True).array
+    whole = lazy[...]
+    damage_all(cache, flip, "0.0.0")
+    assert np.array_equal(lazy[3:5, :, 2], whole[3:5, :, 2])
+    assert len(preparations) == 2
+    damage_all(cache, junk, "0.0.0")
+    save(path, seed=1)
+    with pytest.raises(NotFoundError, match=r"damaged while it was in use.*Start again"):
+        lazy[0]
+
+
+def test_a_damaged_memory_of_a_digest_is_worked_out_again(tmp_path, preparations) -> None:
+    path, cache = save(tmp_path / "a.nii.gz"), VolumeCache(tmp_path / "cache")
+    cache.prepared(path, SPEC)
+    for content in (b"", b"\xff\xfe"):
+        for memo in (tmp_path / "cache" / "digests").iterdir():
+            memo.write_bytes(content)
+        cache.prepared(path, SPEC)
+    assert len(preparations) == 1
+
+
 def _prepare_in_child(arguments: tuple[Path, Path]) -> float:
     directory, path = arguments
     return float(np.abs(VolumeCache(directory).prepared(path, SPEC).array).sum())

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from hermes.campaign import Annotated, Campaign, Counts, LeaseRecord, RunState, Score, VersionState
 from hermes.campaign.openness import Wish
 from hermes.campaign.processes import is_alive, process_identity
-from hermes.errors import BadRequestError, BusyError, ConflictError, NotFoundError
+from hermes.errors import BadRequestError, BusyError, ConflictError, DamagedDatabaseError, NotFoundError
 
 
 @pytest.fixture
@@ -310,6 +313,39 @@ def test_everything_is_there_after_reopening(tmp_path: Path, clock: Clock) -> No
         labels = one.labels()
     with Campaign(f"sqlite:///{path}", clock=clock) as two:
         assert two.labels() == labels
+
+
+def damage(database: Path, *, at: int) -> None:
+    with closing(sqlite3.connect(database)) as raw:
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(database.read_bytes())
+    content[at:] = b"\xa5" * (len(content) - at)
+    database.write_bytes(content)
+
+
+@pytest.mark.parametrize("at", [0, 100, 4096])
+def test_a_damaged_database_is_said_with_the_way_out(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "campaign.sqlite"
+    with Campaign(path) as campaign:
+        campaign.sync_images(["a", "b"])
+    damage(path, at=at)
+    with pytest.raises(
+        DamagedDatabaseError, match=r"campaign\.sqlite is damaged.*backup.*hermes export.*labels"
+    ):
+        Campaign(path)
+
+
+def test_damage_that_shows_later_is_said_as_well(campaign: Campaign, tmp_path: Path) -> None:
+    campaign.sync_images([str(i) for i in range(200)])
+    damage(tmp_path / "campaign.db", at=4096)
+    campaign.close()  # what SQLite has in memory is forgotten; the next transaction connects anew
+    with pytest.raises(DamagedDatabaseError, match="is damaged"):
+        campaign.images()
+
+
+def test_other_trouble_of_a_database_is_no_damage(campaign: Campaign) -> None:
+    with pytest.raises(OperationalError, match="no such table"), campaign._database.read() as session:
+        session.execute(text("SELECT * FROM absent"))
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from hermes.campaign.records import VersionState
 from hermes.checkpoint import Manifest, save_checkpoint
 from hermes.cli.command import main
 from hermes.config import from_conf
+from hermes.errors import CheckpointError
 from hermes.geometry import Grid
 from hermes.labels.space import LabelSpace, Task
 from hermes.model import NetworkConfig, build_network
 from hermes.records import LabelMap
+from hermes.resident import ResidentModel
 from hermes.submission import Submission
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.writing import write_label_map
@@ -103,6 +105,49 @@ def test_rollback(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serving(studies) == "v0002-bbbbbb"
 
 
+def damage(studies: Path, version: str, name: str = "model.safetensors") -> None:
+    file = studies / ".hermes" / "models" / version / name
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 255
+    file.write_bytes(content)
+
+
+def test_a_damaged_version_is_refused(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(studies, "v0002-bbbbbb")
+    assert run(studies, "rollback", "v0002-bbbbbb", "--force") == 2
+    said = capsys.readouterr().err
+    assert "'v0002-bbbbbb' names in model.safetensors" in said
+    assert "v0001-aaaaaa stays" in said
+    assert serving(studies) == "v0001-aaaaaa"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_rollback_repairs_a_damaged_serving_version(
+    studies: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert run(studies, "rollback", "v0002-bbbbbb", "--force") == 0
+    damage(studies, "v0002-bbbbbb", name)
+    settings = from_conf({"model": str(studies.parent / "base")})
+    with pytest.raises(CheckpointError, match=rf"(?s)v0002-bbbbbb.*{name}.*hermes rollback STUDIES"):
+        Workspace(settings, str(studies), starter=studies).load_serving()
+    capsys.readouterr()
+    assert run(studies, "versions") == 0
+    assert ("damaged" in capsys.readouterr().out) == (name == "manifest.json")
+    assert run(studies, "rollback") == 0
+    # The database, which is asked where the manifest is damaged, was not told the parent.
+    assert serving(studies) == ("v0001-aaaaaa" if name == "model.safetensors" else "base")
+
+
+def test_what_is_in_memory_answers_on(studies: Path) -> None:
+    workspace = Workspace(from_conf({"model": str(studies.parent / "base")}), str(studies), starter=studies)
+    resident = ResidentModel(workspace)
+    loaded = resident.predictor()
+    damage(studies, "v0001-aaaaaa")
+    assert resident.predictor() is loaded
+    with pytest.raises(CheckpointError, match="hermes rollback STUDIES"):
+        ResidentModel(workspace).predictor()
+
+
 def test_preflight(studies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(studies, "preflight") == 0
     out = capsys.readouterr().out.splitlines()
@@ -172,3 +217,21 @@ def test_where_no_campaign_is_none_is_made(tmp_path: Path, capsys: pytest.Captur
     assert main(["versions", str(tmp_path)]) == 2
     assert "Expected a campaign" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["report", "versions", "export"])
+def test_a_damaged_database_is_said_in_one_message(
+    studies: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    settings = from_conf({"model": str(studies.parent / "base")})
+    workspace = Workspace(settings, str(studies), starter=studies)
+    workspace.note_served()
+    workspace.campaign.close()
+    database = studies / ".hermes" / "campaign.sqlite"
+    content = database.read_bytes()
+    database.write_bytes(content[:100] + b"\xa5" * (len(content) - 100))
+    out = ["--json"] if command != "export" else ["-o", str(studies / "out")]
+    assert run(studies, command, *out) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"hermes {command}: The campaign's database {database} is damaged")
+    assert said.count("\n") == 1

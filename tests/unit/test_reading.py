@@ -13,7 +13,7 @@ from hermes.errors import BadImageError, BadLabelError, BadRequestError
 from hermes.geometry import Grid
 from hermes.records import LabelMap
 from hermes.transforms.modality import guess_from_dicom, guess_from_words
-from hermes.transforms.reading import read_label_map, read_volume
+from hermes.transforms.reading import check_labels, read_label_map, read_volume
 from hermes.transforms.suv import suv_factor
 from hermes.transforms.writing import write_label_map
 from hermes.types import Modality
@@ -197,10 +197,23 @@ def test_a_sheared_grid_needs_nifti(tmp_path) -> None:
         write_label_map(label_map, tmp_path / "a.txt")
 
 
-@pytest.mark.parametrize("array", [np.full((2, 2, 2), 0.5), np.full((2, 2, 2), -1.0)])
-def test_labels_are_whole_numbers(tmp_path, array) -> None:
-    with pytest.raises(BadLabelError, match="whole numbers"):
-        read_label_map(nifti(tmp_path / "a.nii.gz", array.astype(np.float32)))
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, 0.5, 1], r"got 0\.5 \(1 voxels are"),
+        ([0, 1e-7, 2.1], r"got 1e-07 \(2 voxels are"),
+        ([0, np.nan, 1], r"got nan \(1 voxels are"),
+        ([-1, 0, 1], "got values from -1 to 1"),
+        ([0, 1, 65536], "got values from 0 to 65536"),
+        ([0, 1, np.inf], "got values from 0 to inf"),
+    ],
+)
+def test_labels_are_whole_numbers(tmp_path, values, words: str) -> None:
+    array = np.array(values, np.float32).reshape(1, 1, 3)
+    with pytest.raises(BadLabelError, match=f"whole numbers.*{words}"):
+        check_labels(array)
+    with pytest.raises(BadLabelError, match=f"whole numbers.*{words}"):
+        read_label_map(nifti(tmp_path / "a.nii.gz", array))
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,14 @@ def versions(user: User = _USER) -> list[dict[str, Any]]:
 
 @router.post("/versions/{name}/publish", summary="Let a version answer; the next round trains from it")
 def publish(name: str, force: bool = False, user: User = _ADMIN) -> dict[str, str]:
-    """404 for an unknown version, 409 for a refused one unless it is forced."""
+    """404 for an unknown version, 409 for a damaged one, and for a refused one unless it is forced."""
     before = answers_errors(_parts().workspace.publish)(name, force=force)
     return {"serving": name, "before": before}
 
 
 @router.post("/rollback", summary="Let the parent of the serving version answer again")
 def rollback(user: User = _ADMIN) -> dict[str, str]:
-    """409 where the model that the campaign began with answers."""
+    """409 where the model that the campaign began with answers, or where the parent is damaged."""
     return {"serving": answers_errors(_parts().workspace.rollback)()}
 
 

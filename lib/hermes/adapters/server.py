@@ -6,6 +6,7 @@
 * An inference whose client has gone is ended.
 * The viewer and its way to the PACS are replaced, see `hermes.adapters.ohif`.
 * Pages of other sites are kept out, see `hermes.adapters.hosts`.
+* Why the server cannot start is said without a traceback.
 * An error that nobody expected is answered as JSON with a reason instead of the bare text
   "Internal Server Error".
 
@@ -50,6 +51,7 @@ from hermes.adapters.hosts import KnownHosts
 from hermes.adapters.leaving import NoticeLeaving
 from hermes.adapters.ohif import router as viewer_router
 from hermes.adapters.requests import check_json, parse_json_object
+from hermes.adapters.starting import SayWhyNotStarted
 from hermes.errors import BadRequestError, NotFoundError
 
 logger = logging.getLogger(__name__)
@@ -179,6 +181,7 @@ for _middleware in app.user_middleware:
 app.include_router(routes.router)
 app.include_router(campaign_routes.router)
 app.include_router(viewer_router)
+app.add_middleware(SayWhyNotStarted)
 app.add_middleware(NoticeLeaving)
 app.add_middleware(NameAnnotator, header=lambda: app_instance().parts.workspace.settings.user_header)
 # The outermost: nothing else looks at what it refuses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 from filelock import FileLock
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from hermes.campaign import migrations
 from hermes.campaign.models import SCHEMA_VERSION, SchemaRow
-from hermes.errors import ConflictError
+from hermes.errors import ConflictError, DamagedDatabaseError
 
 BUSY_TIMEOUT_S = 30
 """How long a transaction waits for another process's; transactions are short, so this is generous."""
@@ -39,6 +41,7 @@ class Database:
 
     Raises:
         ConflictError: the database has a newer schema than this version of Hermes knows.
+        DamagedDatabaseError: the file is damaged; any later transaction may find that, too.
     """
 
     def __init__(self, location: str | Path) -> None:
@@ -63,9 +66,10 @@ class Database:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # Changing to write-ahead logging does not wait for others, so one process does it at a time.
         with FileLock(f"{path}.lock"):
-            raw = self._engine.raw_connection()  # not `connect`, which would open a transaction
-            raw.cursor().execute("PRAGMA journal_mode=WAL")
-            raw.close()
+            with self._noticing_damage():
+                raw = self._engine.raw_connection()  # not `connect`, which would open a transaction
+                raw.cursor().execute("PRAGMA journal_mode=WAL")
+                raw.close()
             self._create_tables()
 
     def _create_tables(self) -> None:
@@ -106,11 +110,28 @@ class Database:
 
     @contextmanager
     def _transaction(self, begin: tuple[str, ...]) -> Iterator[Session]:
-        with self._engine.connect() as connection:
+        with self._noticing_damage(), self._engine.connect() as connection:
             connection = connection.execution_options(**{_BEGIN: begin})
             with connection.begin(), Session(bind=connection, expire_on_commit=False) as session:
                 yield session
                 session.flush()
+
+    @contextmanager
+    def _noticing_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            cause = error.orig if isinstance(error, DatabaseError) else error
+            # SQLite has a class of its own for every other trouble (locked, disk full, a rule of the schema).
+            if type(cause) is not sqlite3.DatabaseError:
+                raise
+            path = self.url.database
+            msg = (
+                f"The campaign's database {path} is damaged ({cause}). Stop the server, move the file away together with those "
+                "beside it that end in -wal and -shm, and restore it from a backup, or read in what `hermes export` wrote: "
+                "hermes import-campaign STUDIES FOLDER. The label files in the folder labels beside it are not touched."
+            )
+            raise DamagedDatabaseError(msg) from error
 
     def close(self) -> None:
         """Closes the connections; the object is not used afterwards."""

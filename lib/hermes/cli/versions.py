@@ -42,9 +42,9 @@ class Found:
         """Whether its images lie on a DICOMweb server."""
         return "://" in self.studies
 
-    def open(self, *, starter: Path) -> Workspace:
-        """The campaign, to work with; ``starter`` is the model where its settings name none."""
-        return Workspace(from_conf(self.conf), self.studies, starter=starter)
+    def open(self, *, starter: Path, check: bool = True) -> Workspace:
+        """The campaign, to work with; ``starter`` is the model where its settings name none, ``check`` as `Workspace` has it."""
+        return Workspace(from_conf(self.conf), self.studies, starter=starter, check=check)
 
 
 def find_campaign(place: str, conf: Mapping[str, str]) -> Found:

@@ -183,8 +183,7 @@ class _Round:
     # --------------------------------------------------------------- beginning
 
     def _start(self) -> _Start:
-        serving, manifest = self._workspace.serving()
-        net, _ = load_checkpoint(serving.directory)
+        serving, net, manifest = self._workspace.load_serving()
         bindings = self._workspace.bind(manifest)
         confirmed = self._workspace.campaign.confirmed.all()
         new_rows = add_rows(net, bindings.space, confirmed, seed=self._settings.seed)

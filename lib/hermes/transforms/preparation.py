@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hermes.errors import BadImageError, BadLabelError, BadRequestError, GeometryMismatchError
+from hermes.errors import BadImageError, BadRequestError, GeometryMismatchError
 from hermes.geometry import Grid
 from hermes.records import ModalitySource, Volume
 from hermes.transforms.body import Body, Box, find_body
@@ -258,19 +258,6 @@ def prepare(volume: Volume, spec: PreparationSpec) -> PreparedVolume:
         modality_confidence=volume.modality_confidence,
     )
     return PreparedVolume(array, record)
-
-
-def check_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """``labels`` as the smallest unsigned type that holds them.
-
-    Raises:
-        BadLabelError: negative or fractional values.
-    """
-    low, high = float(labels.min(initial=0)), float(labels.max(initial=0))
-    if low < 0 or high > 65535 or (labels.dtype.kind == "f" and bool((labels != np.rint(labels)).any())):
-        msg = f"Expected whole numbers from 0 to 65535 in a label, got values from {low:g} to {high:g}."
-        raise BadLabelError(msg)
-    return labels.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
 
 
 def _body(

@@ -97,12 +97,27 @@ def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
             names = _segment_names(image)
     except BadImageError as error:
         raise BadLabelError(str(error)) from error
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0 and high <= 65535) or (array.dtype.kind == "f" and (array != np.rint(array)).any()):
-        msg = f"Expected whole numbers from 0 to 65535 in a label file, got values from {low:g} to {high:g}."
+    return LabelMap(np.ascontiguousarray(check_labels(array)), grid, names)
+
+
+def check_labels(labels: NDArray[Any]) -> NDArray[Any]:
+    """``labels`` as the smallest unsigned type that holds them.
+
+    Raises:
+        BadLabelError: values that are not whole numbers from 0 to 65535.
+    """
+    broken = labels[labels != np.rint(labels)] if labels.dtype.kind == "f" else labels[:0].ravel()
+    if broken.size:
+        msg = (
+            f"Expected whole numbers from 0 to 65535 in a label, got {broken[0]!s} ({broken.size} voxels are not whole). "
+            "Store a label map, neither probabilities nor interpolated values."
+        )
         raise BadLabelError(msg)
-    kind: type[np.unsignedinteger[Any]] = np.uint8 if high <= 255 else np.uint16
-    return LabelMap(np.ascontiguousarray(array, dtype=kind), grid, names)
+    low, high = float(labels.min(initial=0)), float(labels.max(initial=0))
+    if low < 0 or high > 65535:
+        msg = f"Expected whole numbers from 0 to 65535 in a label, got values from {low:g} to {high:g}."
+        raise BadLabelError(msg)
+    return labels.astype(np.uint8 if high <= 255 else np.uint16, copy=False)
 
 
 def finite_array(array: NDArray[Any]) -> NDArray[np.float32]:
