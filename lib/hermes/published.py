@@ -111,6 +111,8 @@ class PublishedNetwork(nn.Module):
             BadImageError, BadRequestError: as :meth:`hermes.model.UniversalNetwork.encode`.
         """
         config = self.network.config
+        _require_rows("task", task_rows, config.tasks)
+        _require_rows("modality", modality_rows, config.modalities)
         out = self.network(
             image,
             task_rows,
@@ -121,6 +123,13 @@ class PublishedNetwork(nn.Module):
         return out.logits, out.modality_logits
 
 
+def _require_rows(kind: str, rows: Tensor, last: int) -> None:
+    if rows.numel() and (int(rows.min()) < -1 or int(rows.max()) > last):
+        wrong = sorted(set(rows.flatten().tolist()))
+        msg = f"Expected {kind} rows from 0 to {last - 1}, or -1 (or {last}) for none, got {wrong}."
+        raise BadRequestError(msg)
+
+
 def load_published(state_dict: Mapping[str, Tensor], network: str) -> PublishedNetwork:
     """The published network with these weights, in evaluation mode.
 
@@ -129,7 +138,7 @@ def load_published(state_dict: Mapping[str, Tensor], network: str) -> PublishedN
         network: ``"hermes-r"`` (any width) or ``"hermes-m"``.
 
     Raises:
-        WeightsMismatchError: a missing, surplus or misshapen entry, named.
+        WeightsMismatchError: an entry that is missing, surplus, misshapen, not floating-point or not finite, named.
         BadRequestError: another ``network``.
     """
     config, weights = convert_published(state_dict, network)
@@ -152,6 +161,7 @@ def convert_published(
     config = _read_config(state_dict, network)
     entries = _expected_entries(config)
     _require_match(state_dict, entries)
+    _require_finite(state_dict)
     weights: dict[str, Tensor] = {}
     for entry in entries:
         value = state_dict[entry.published]
@@ -201,6 +211,17 @@ def _require_tensors(state_dict: Mapping[str, Tensor]) -> None:
             f"Expected a state dict of tensors, got {got}. "
             "A released checkpoint holds its weights under 'ema_model_state_dict'."
         )
+        raise WeightsMismatchError(msg)
+    empty = [name for name, value in state_dict.items() if value.is_meta or not value.is_floating_point()]
+    if empty:
+        msg = f"Expected floating-point weights, got entries without values or of another type: {_listed(empty)}."
+        raise WeightsMismatchError(msg)
+
+
+def _require_finite(state_dict: Mapping[str, Tensor]) -> None:
+    broken = [name for name, value in state_dict.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        msg = f"Expected finite weights, got NaN or infinity in {_listed(broken)}. The file is damaged."
         raise WeightsMismatchError(msg)
 
 

@@ -63,7 +63,7 @@ def match_structure(name: str, structures: Sequence[str]) -> str:
         return found[0]
     problem = "is ambiguous" if found else "is not labelled in this campaign"
     msg = (
-        f"Structure {name!r} {problem}. Expected one of: {', '.join(structures)}.{did_you_mean(name, structures)} "
+        f"Structure {name!r} {problem}.{did_you_mean(name, structures)} Expected one of: {', '.join(structures)}. "
         f"To add it, confirm it in the request: params {{'new_structures': {{{name!r}: {{}}}}}}."
     )
     raise UnknownStructureError(msg)

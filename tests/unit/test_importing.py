@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -89,6 +90,26 @@ def test_prefixes_of_wrappers_do_not_count(ema, tmp_path, prefix):
     torch.save({"ema_model_state_dict": {prefix + name: v for name, v in ema.items()}}, tmp_path / "ddp.pth")
     import_published(tmp_path / "ddp.pth", tmp_path / "m")
     assert torch.equal(table(tmp_path / "m"), ema["inc.conv1.weight"])
+
+
+def test_the_counter_of_an_averaged_model_does_not_count(ema, tmp_path):
+    averaged = {"n_averaged": torch.tensor(5), **{f"module.{name}": v for name, v in ema.items()}}
+    torch.save({"ema_model_state_dict": averaged}, tmp_path / "averaged.pth")
+    import_published(tmp_path / "averaged.pth", tmp_path / "m")
+    assert torch.equal(table(tmp_path / "m"), ema["inc.conv1.weight"])
+
+
+def test_a_file_that_unpacks_to_more_than_it_is_is_not_unpacked(ema, tmp_path, monkeypatch):
+    torch.save({**ema, "bomb": torch.zeros(2**20)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for part in plain.infolist():
+            packed.writestr(part.filename, plain.read(part))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(CheckpointError, match="compressed parts"):
+        import_published(tmp_path / "bomb.pth", tmp_path / "m")
 
 
 @pytest.mark.parametrize("save", [torch.save, save_file], ids=["pth", "safetensors"])

@@ -140,6 +140,13 @@ def test_the_network_decides_a_modality_that_nobody_states() -> None:
     assert all(known and row == Modality.T1.row for _, known, row in net.asked[1:])
 
 
+def test_of_an_image_of_one_intensity_nobody_knows_the_modality() -> None:
+    net = Bright(modality_logits=(0, 0, 9, 0, 0, 0))
+    flat = Volume(np.full_like(ball(), 7.0), oblique_grid())
+    result = Predictor(net, MANIFEST).predict(flat, ["spleen"])
+    assert (result.modality, result.modality_source, result.modality_confidence) == (None, "unknown", 0.0)
+
+
 def test_an_undecided_network_leaves_the_modality_unknown() -> None:
     net = Bright()
     result = Predictor(net, MANIFEST).predict(Volume(ball() + 1000, oblique_grid()), ["spleen"])

@@ -105,8 +105,11 @@ def test_minus_one_is_the_last_row_of_the_published_tables(small):
     assert torch.equal(by_minus_one[0], by_last_row[0])
     assert by_minus_one[1].shape == (1, 3)
     assert not torch.allclose(by_minus_one[0], real[0])
-    with pytest.raises(BadRequestError, match="task rows"):
-        net(image, torch.tensor([[6]]), torch.tensor([0]))
+    for row in (6, -2):
+        with pytest.raises(BadRequestError, match=r"task rows from 0 to 4, or -1 \(or 5\) for none"):
+            net(image, torch.tensor([[row]]), torch.tensor([0]))
+    with pytest.raises(BadRequestError, match="modality rows from 0 to 1"):
+        net(image, torch.tensor([[0]]), torch.tensor([3]))
 
 
 def test_conversion_copies(small):
@@ -142,6 +145,18 @@ def test_a_misshapen_entry_is_named_even_where_sizes_are_read(small):
         with pytest.raises(WeightsMismatchError) as caught:
             load_published(wrong, config.name)
         assert f"misshapen {name}: expected {list(value.shape)}" in str(caught.value)
+
+
+def test_entries_that_hold_no_weights_are_named(small):
+    config, state_dict = small
+    value = state_dict["inc.conv1.weight"]
+    for wrong, said in (
+        (value.long(), "floating-point"),
+        (value.to("meta"), "without values"),
+        (value * float("nan"), "NaN"),
+    ):
+        with pytest.raises(WeightsMismatchError, match=rf"{said}.*inc\.conv1\.weight"):
+            load_published({**state_dict, "inc.conv1.weight": wrong}, config.name)
 
 
 def test_what_is_no_state_dict_is_refused():

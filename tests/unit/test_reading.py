@@ -173,6 +173,12 @@ def test_colour_is_refused(tmp_path) -> None:
         read_volume(tmp_path / "a.nrrd")
 
 
+def test_complex_intensities_are_refused(tmp_path) -> None:
+    nibabel.save(nibabel.Nifti1Image(np.ones((3, 4, 5), np.complex64), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(BadImageError, match="magnitude"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
 def test_a_label_map_comes_back_on_its_grid(tmp_path, suffix) -> None:
     array = np.random.default_rng(0).integers(0, 3, OBLIQUE.shape).astype(np.uint8)

@@ -208,8 +208,10 @@ class Predictor:
         record = prepared.record
         if record.modality is not None:
             return prepared, _Decided(record.modality, record.modality_source, record.modality_confidence)
+        middle = middle_window(prepared.array, self.manifest.window)
+        if not np.ptp(middle):  # nothing in it that could tell
+            return prepared, _Decided(None, "unknown", 0.0)
         with _turn(self.device, clock), clock("modality"), torch.inference_mode():
-            middle = middle_window(prepared.array, self.manifest.window)
             encoded = encode(self._net, middle[None], (0,), None, self.device, self._settings.precision)
             # The last class stands for "unknown": of the others, which one is it?
             chances = encoded.modality_logits[0, : len(Modality)].float().softmax(dim=0).cpu()

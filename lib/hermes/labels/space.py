@@ -152,7 +152,7 @@ class LabelSpace:
     def _unknown(self, name: str, structure: str) -> str:
         known = self.structures()
         listed = ", ".join(known[:80]) if known else "none yet"
-        return f"Unknown structure {name!r}. This label space has: {listed}.{did_you_mean(structure, known)}"
+        return f"Unknown structure {name!r}.{did_you_mean(structure, known)} This label space has: {listed}."
 
     def nearest(self, name: str) -> list[str]:
         """Up to three structures of this space that ``name`` may be a misspelling of."""

@@ -147,6 +147,9 @@ def _read_nibabel(path: Path, frame: int | None) -> tuple[NDArray[Any], Grid, Gu
             if image.get_data_dtype().fields is not None:
                 msg = "Expected one intensity per voxel, got a colour image. Give the grey-valued original."
                 raise BadImageError(msg)
+            if image.get_data_dtype().kind == "c":
+                msg = "Expected real intensities, got complex numbers. Give the magnitude image."
+                raise BadImageError(msg)
             guess = _nibabel_guess(image)
             named = guess or guess_from_name(path)
             timed = _fourth_axis_is_time(image) or (named is not None and named.modality is Modality.CINE)
@@ -184,7 +187,8 @@ def _one_frame_xyz(data: Any, shape: tuple[int, ...], frame: int | None, *, time
     if frames > 1 and frame is None and not timed:
         msg = (
             f"Expected a 3D image or a cine, got a 4D image of {frames} volumes that does not say that its "
-            "fourth axis is time (it may be diffusion directions or echoes). Name the frame to use."
+            "fourth axis is time (it may be diffusion directions or echoes). Name the frame to use "
+            "(`hermes segment --frame`), or give each volume as a file."
         )
         raise BadImageError(msg)
     chosen = choose_frame(frames, frame)
