@@ -229,6 +229,12 @@ def test_near_a_label_map_with_an_uncertainty_map(images, model, tmp_path, capsy
     assert not (tmp_path / "part_uncertainty.nii.gz").exists()
     reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "part")]
     assert reports[1]["windows"] < reports[0]["windows"]
+    for wrong, said in (
+        (["--near", str(near), "--margin", "-5"], "--margin"),
+        (["--near", "gone.nii.gz"], "gone"),
+    ):
+        assert main([*given, "-o", str(tmp_path / "none.nii.gz"), *wrong]) == 2
+        assert said in capsys.readouterr().err
     write_label_map(replace(whole, array=drawn * 0, names={}), near)
     assert main([*given, "-o", str(tmp_path / "none.nii.gz"), "--near", str(near)]) == 2
     assert "label map" in capsys.readouterr().err

@@ -213,9 +213,16 @@ def region_near(label_map: Path, margin_mm: float) -> Region:
     """The box around everything that a label map draws.
 
     Raises:
+        NotFoundError: there is no such file.
         BadLabelError: it cannot be read.
-        BadRequestError: it draws nothing.
+        BadRequestError: it draws nothing, or the margin is negative.
     """
+    if not label_map.is_file():
+        msg = f"Expected a label map as --near, there is no file {str(label_map)!r}."
+        raise NotFoundError(msg)
+    if not margin_mm >= 0:
+        msg = f"Expected --margin to be 0 mm or more, got {margin_mm:g}."
+        raise BadRequestError(msg)
     drawn = read_label_map(label_map)
     return Region.around(drawn, np.unique(drawn.array[drawn.array > 0]).tolist(), margin_mm)
 
