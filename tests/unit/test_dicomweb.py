@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.servers import closing_when_asked_again
 
 from hermes.adapters.dicomweb.client import Access, PacsClient, _complete, text_of
 from hermes.adapters.dicomweb.following import Follower
@@ -209,6 +210,16 @@ def test_a_server_that_is_not_there_leaves_the_last_list(tmp_path: Path) -> None
     assert "no connection" in str(index.error)
     with pytest.raises(PacsError, match="did not answer"):
         client.series({"Modality": "CT"})
+
+
+def test_a_kept_connection_that_the_server_closes_fails_no_search() -> None:
+    with closing_when_asked_again() as (server, asked):
+        client = PacsClient(Access(f"{server}/dicom-web"))
+        assert [client.series({"Modality": "CT"}) for _ in range(3)] == [[]] * 3
+        assert asked == ["GET"] * 5
+        with pytest.raises(PacsError, match="did not answer"):
+            client.delete_instance("1.1", "1.2", "1.3")
+    assert asked == ["GET"] * 5 + ["DELETE"]
 
 
 @pytest.mark.parametrize(
