@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastapi import HTTPException
 
 from hermes.adapters.build import Parts, build
 from hermes.adapters.dicomweb.pacs import Pacs
+from hermes.adapters.ohif import existing
 from hermes.campaign.records import ReviewState
 from hermes.dicom import read_segmentations, write_segmentation
 from hermes.geometry import Grid
@@ -293,6 +295,34 @@ def test_labels_of_others_come_and_go(site: Site) -> None:
         assert sorted(parts.workspace.archive.directory.rglob("*.nii.gz")) == archived
         assert second in pacs.store.get_unlabeled_images()
         assert next_image() == first
+
+
+def test_who_asks_for_one_label_sees_what_others_did_in_the_pacs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = site.cases
+    truth, _ = label_of(site, first)
+    with site.campaign("one") as (parts, pacs):
+        app = SimpleNamespace(parts=parts, datastore=lambda: pacs.store)
+        monkeypatch.setattr(existing, "app_instance", lambda: app)
+        parts.workspace.campaign.sync_images({first: None})
+
+        def in_slicer() -> set[str]:  # nobody asks for lists here
+            path = pacs.store.get_label_uri(first, "final")
+            return set(parts.workspace.archive.names_of(Path(path)).values()) if path else set()
+
+        def in_ohif() -> set[str]:
+            label = existing.image(first, user=None)["label"]
+            return set(label["values"]) if label else set()
+
+        for ask, names in ((in_slicer, ("spleen",)), (in_ohif, ("liver", "spleen"))):
+            drawn = {name: masks(truth)[name] for name in names}
+            stored = write_segmentation(drawn, site.headers(first), algorithm_type="MANUAL")
+            stored.Manufacturer = "Somebody else"
+            pacs.client.store(stored)
+            wait_until(lambda ask=ask, names=names: ask() == set(names), "their label", 10)  # type: ignore[misc]
+            site.delete(stored.SOPInstanceUID)
+            wait_until(lambda ask=ask: not ask(), "its end", 10)  # type: ignore[misc]
 
 
 def test_nothing_is_lost_while_the_pacs_is_down(site: Site) -> None:

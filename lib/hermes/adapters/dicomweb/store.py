@@ -413,6 +413,10 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
     def _final(self, image_id: str) -> LabelRecord | None:
         return next((r for r in self._behind.campaign.labels(FINAL) if r.image_id == image_id), None)
 
+    def look_for_labels(self) -> None:
+        """Submitted labels may have come, changed or gone in the PACS: look, unless somebody just has."""
+        self._behind.index.current(wait=True)
+
     @answers_errors
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """The file of the latest label of an image with this tag; "" where there is none."""
@@ -421,6 +425,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         if tag != _FINAL:
             kept = self._predictions.get(image.id, tag)
             return str(kept.path) if kept is not None else ""
+        self.look_for_labels()
         record = self._final(image.id)
         return str(self._archived(record)) if record is not None else ""
 
@@ -438,6 +443,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         if tag != _FINAL:
             kept = self._predictions.get(image.id, tag)
             return kept.info if kept is not None else {}
+        self.look_for_labels()
         record = self._final(image.id)
         return self._final_info(record) if record is not None else {}
 
