@@ -25,7 +25,7 @@ from hermes.adapters.annotators import known_annotator, usable_name
 from hermes.adapters.dicomweb.client import text_of
 from hermes.adapters.dicomweb.pacs import access_of
 from hermes.adapters.ohif.incoming import Spool
-from hermes.adapters.ohif.stored import instances_of_volumes, take_labels
+from hermes.adapters.ohif.stored import instances_of_volumes, storing, take_labels
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,10 @@ async def post(request: Request, path: str, user: User = _ANNOTATOR) -> Response
         async for chunk in request.stream():
             await spool.write(chunk)
         await spool.finish()
-        answer = await _pass_on(request, address, spool)
-        if answer.status_code < 300:
-            content_type = request.headers.get("content-type", "")
-            labels = await run_in_threadpool(spool.label_objects, content_type)
-            if labels:
+        labels = await run_in_threadpool(spool.label_objects, request.headers.get("content-type", ""))
+        with storing(labels):
+            answer = await _pass_on(request, address, spool)
+            if labels and answer.status_code < 300:
                 taken = await run_in_threadpool(take_labels, labels, _annotator(request, user))
                 answer.headers[LABEL_HEADER] = json.dumps([entry.to_json() for entry in taken])
     finally:
