@@ -158,7 +158,7 @@ class Queue:
             for image_id in self._preferred(strategy, wish, here, annotator):
                 taken = self._campaign.assignments.take(image_id, annotator, self._lease_s, wish)
                 if taken is not None:
-                    return self._offer_of(taken, annotator, strategy, wish)
+                    return self._offer_of(taken, here, annotator, strategy, wish)
             return Offer(None, self._why_nothing(wish, here, annotator))
 
     def states(self) -> Mapping[CaseId, ImageState]:
@@ -333,11 +333,14 @@ class Queue:
 
     # ------------------------------------------------------------------- words
 
-    def _offer_of(self, before: ImageState, annotator: str, strategy: Strategy, wish: Wish) -> Offer:
+    def _offer_of(
+        self, before: ImageState, here: frozenset[CaseId], annotator: str, strategy: Strategy, wish: Wish
+    ) -> Offer:
         until = self._campaign.now() + self._lease_s if self._lease_s > 0 else None
         missing = before.missing(wish)
         again = before.revisit_for(annotator)
-        reason = f"strategy {strategy.name!r} among {len(self._board.states)} images"
+        usable = sum(state.usable for image_id, state in self._board.states.items() if image_id in here)
+        reason = f"strategy {strategy.name!r} among {usable} images"
         if again is not None:
             why = f": {again.reason}" if again.reason else ""
             reason = f"{'the label was rejected' if again.rejected else 'asked to look again'}{why}"

@@ -61,7 +61,10 @@ def test_the_story_of_one_image(server: Server, truth: Callable[..., tuple[Path,
     assert [one["annotator"] for one in server.get("/hermes/leases").json()] == ["ben", "carl"]
 
     # The second annotator's label is kept beside the first, and their agreement is measured.
-    assert server.submit(images[0], file, {**params, "client_id": "ben"}).ok
+    del params["client_id"]
+    refused = server.submit(images[0], file, params, client_id="b\ten")
+    assert (refused.status_code, "'client_id'" in refused.json()["detail"]) == (400, True)
+    assert server.submit(images[0], file, params, client_id="ben").ok  # in the query
     pairs = server.get("/hermes/campaign").json()["pairs"]
     assert {(one["first"], one["second"], one["dice"], one["hausdorff95_mm"]) for one in pairs} == {
         ("anna", "ben", 1.0, 0.0)

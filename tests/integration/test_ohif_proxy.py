@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
+import httpx
 import pydicom
 import pytest
 import requests
@@ -19,8 +21,10 @@ from monailabel.config import settings
 
 from hermes import pacs
 from hermes.adapters import ohif
+from hermes.adapters.ohif import proxy
 from hermes.phantoms import make_case
 from hermes.phantoms.dicom import write_dicom_series
+from tests.servers import closing_when_asked_again
 
 pytestmark = pytest.mark.skipif(pacs.how_to_install() is not None, reason=str(pacs.how_to_install()))
 
@@ -161,9 +165,10 @@ def test_a_pacs_that_hangs_up_is_said(address: str, monkeypatch: pytest.MonkeyPa
         )
 
         def hang_up() -> None:
-            connection, _ = rude.accept()
-            connection.recv(4096)
-            connection.close()
+            for _ in range(2):  # it is asked once more, and no more than that
+                connection, _ = rude.accept()
+                connection.recv(4096)
+                connection.close()
 
         thread = threading.Thread(target=hang_up)
         thread.start()
@@ -171,6 +176,25 @@ def test_a_pacs_that_hangs_up_is_said(address: str, monkeypatch: pytest.MonkeyPa
         thread.join()
     assert answer.status_code == 502
     assert "did not answer" in answer.json()["detail"]
+
+
+def test_a_kept_connection_that_the_pacs_closes_fails_no_search(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        proxy._LIMITS.keepalive_expiry == 0.5
+    )  # Orthanc closes after a second; here they are kept for longer
+    monkeypatch.setattr(proxy, "_LIMITS", httpx.Limits(keepalive_expiry=60))
+    monkeypatch.setattr(proxy, "_client", lru_cache(proxy._client.__wrapped__))
+    with closing_when_asked_again() as (server, asked):
+        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", f"{server}/dicom-web")
+        for _ in range(3):
+            answer = requests.get(f"{address}/proxy/dicom/qido/studies", timeout=20)
+            assert (answer.status_code, answer.text) == (200, "[]")
+        assert asked == ["GET"] * 5  # two of the three met a closed connection
+        stored = requests.post(f"{address}/proxy/dicom/stow/studies", data=b"label", timeout=20)
+    assert stored.status_code == 502  # it may have been stored: who sends it decides
+    assert asked == ["GET"] * 5 + ["POST"]
 
 
 def test_others_are_answered_while_the_pacs_is_slow(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

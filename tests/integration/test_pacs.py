@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pydicom
 import pytest
 import requests
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException
+from monailabel.config import settings as monai_settings
 
 from hermes.adapters.build import Parts, build
 from hermes.adapters.dicomweb.pacs import Pacs
+from hermes.adapters.ohif import existing, proxy, stored
 from hermes.campaign.records import ReviewState
 from hermes.dicom import read_segmentations, write_segmentation
 from hermes.geometry import Grid
@@ -293,6 +301,89 @@ def test_labels_of_others_come_and_go(site: Site) -> None:
         assert sorted(parts.workspace.archive.directory.rglob("*.nii.gz")) == archived
         assert second in pacs.store.get_unlabeled_images()
         assert next_image() == first
+
+
+def test_who_asks_for_one_label_sees_what_others_did_in_the_pacs(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = site.cases
+    truth, _ = label_of(site, first)
+    with site.campaign("one") as (parts, pacs):
+        app = SimpleNamespace(parts=parts, datastore=lambda: pacs.store)
+        monkeypatch.setattr(existing, "app_instance", lambda: app)
+        parts.workspace.campaign.sync_images({first: None})
+
+        def in_slicer() -> set[str]:  # nobody asks for lists here
+            path = pacs.store.get_label_uri(first, "final")
+            return set(parts.workspace.archive.names_of(Path(path)).values()) if path else set()
+
+        def in_ohif() -> set[str]:
+            label = existing.image(first, user=None)["label"]
+            return set(label["values"]) if label else set()
+
+        for ask, names in ((in_slicer, ("spleen",)), (in_ohif, ("liver", "spleen"))):
+            drawn = {name: masks(truth)[name] for name in names}
+            stored = write_segmentation(drawn, site.headers(first), algorithm_type="MANUAL")
+            stored.Manufacturer = "Somebody else"
+            pacs.client.store(stored)
+            wait_until(lambda ask=ask, names=names: ask() == set(names), "their label", 10)  # type: ignore[misc]
+            site.delete(stored.SOPInstanceUID)
+            wait_until(lambda ask=ask: not ask(), "its end", 10)  # type: ignore[misc]
+
+
+def test_what_a_viewer_stores_is_not_read_as_a_label_of_others_meanwhile(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = site.cases
+    truth, _ = label_of(site, first)
+    objects = [
+        write_segmentation({name: masks(truth)[name]}, site.headers(first), algorithm_type="MANUAL")
+        for name in ("liver", "spleen")
+    ]
+    parts_of_body = []
+    for data in objects:
+        data.Manufacturer, data.ContentCreatorName = "Somebody else", "bert"
+        file = io.BytesIO()
+        data.save_as(file, write_like_original=False)
+        parts_of_body.append(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue() + b"\r\n")
+    with site.campaign("one") as (parts, pacs):
+        app = SimpleNamespace(datastore=lambda: pacs.store, on_save_label=lambda image, label: None)
+        looks: list[bool] = []
+
+        def late(labels: Any, annotator: str | None) -> list[stored.Taken]:
+            pacs.index.expire()  # the reader finds both before they are taken
+            looks.append(
+                all(data.SOPInstanceUID in pacs.index.current(wait=True).objects for data in objects)
+            )
+            return stored.take_labels(labels, annotator)
+
+        monkeypatch.setattr(stored, "app_instance", lambda: app)
+        monkeypatch.setattr(proxy, "take_labels", late)
+        monkeypatch.setattr(proxy, "_client", lru_cache(proxy._client.__wrapped__))
+        monkeypatch.setattr(monai_settings, "MONAI_LABEL_STUDIES", site.orthanc.dicomweb)
+        server = FastAPI()
+        server.include_router(proxy.router)
+        headers = {"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'}
+        body = b"".join(parts_of_body) + b"--b--\r\n"
+
+        async def post() -> httpx.Response:
+            transport = httpx.ASGITransport(server)
+            async with (
+                proxy._client(),
+                httpx.AsyncClient(transport=transport, base_url="http://here") as viewer,
+            ):
+                return await viewer.post("/proxy/dicom/stow/studies", content=body, headers=headers)
+
+        answer = asyncio.run(post())
+        assert answer.status_code == 200
+        assert [taken["image"] for taken in json.loads(answer.headers["hermes-label"])] == [first, first]
+        for _ in range(3):
+            pacs.index.expire()
+            pacs.index.current(wait=True)
+        versions = parts.workspace.campaign.labels(latest=False, withdrawn=True)
+        assert [(one.number, one.source) for one in versions] == [(1, "annotator"), (2, "annotator")]
+        assert looks == [True]
+        assert pacs.store.being_stored() == frozenset()
 
 
 def test_nothing_is_lost_while_the_pacs_is_down(site: Site) -> None:

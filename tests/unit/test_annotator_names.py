@@ -82,6 +82,41 @@ def test_header_of_a_proxy(headers: list[tuple[bytes, bytes]], expected: tuple[s
     assert through(headers, header="") == ("somebody", 200)
 
 
+@pytest.mark.parametrize(
+    ("query", "params", "expected"),
+    [
+        (b"image=1&client_id=anna", {}, "anna"),
+        (b"client_id=Mu%C3%B1oz+A", {"client_id": None}, "Muñoz A"),
+        (b"client_id=anna", {"client_id": "ben"}, "ben"),
+        (b"client_id=anna&client_id=ben", {}, "ben"),
+        (b"client_id=&image=1", {}, None),
+        (b"", {}, None),
+        (b"client_id=an%07na", {}, BadRequestError),
+        (b"client_id=" + b"x" * 65, {}, BadRequestError),
+    ],
+)
+def test_a_name_in_the_query_counts_where_nothing_else_says_one(
+    query: bytes, params: dict[str, Any], expected: Any
+) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            seen.append(annotator_in(params))
+        except BadRequestError:
+            seen.append(BadRequestError)
+
+    async def nothing(*_: Any) -> None:
+        """Not called."""
+
+    middleware = NameAnnotator(app, header=lambda: "X-Remote-User")
+    scope = {"type": "http", "method": "PUT", "headers": [], "query_string": query}
+    asyncio.run(middleware(scope, nothing, nothing))
+    known = {**scope, "headers": [(b"x-remote-user", b"carl")]}
+    asyncio.run(middleware(known, nothing, nothing))
+    assert seen == [expected, "carl"]
+
+
 def test_a_login_counts_whatever_the_client_says() -> None:
     def in_a_request() -> str | None:
         logged_in("dr." * 30)

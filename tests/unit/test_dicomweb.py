@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.servers import closing_when_asked_again
 
 from hermes.adapters.dicomweb.client import Access, PacsClient, _complete, text_of
 from hermes.adapters.dicomweb.following import Follower
@@ -209,6 +211,43 @@ def test_a_server_that_is_not_there_leaves_the_last_list(tmp_path: Path) -> None
     assert "no connection" in str(index.error)
     with pytest.raises(PacsError, match="did not answer"):
         client.series({"Modality": "CT"})
+
+
+def test_a_kept_connection_that_the_server_closes_fails_no_search() -> None:
+    with closing_when_asked_again() as (server, asked):
+        client = PacsClient(Access(f"{server}/dicom-web"))
+        assert [client.series({"Modality": "CT"}) for _ in range(3)] == [[]] * 3
+        assert asked == ["GET"] * 5
+        with pytest.raises(PacsError, match="did not answer"):
+            client.delete_instance("1.1", "1.2", "1.3")
+    assert asked == ["GET"] * 5 + ["DELETE"]
+
+
+def test_who_must_have_the_latest_waits_for_a_refresh_and_asks_no_more_often(tmp_path: Path) -> None:
+    class Answers(PacsClient):
+        asked, delay_s = 0, 0.0
+
+        def token(self) -> str | None:
+            time.sleep(self.delay_s)
+            self.asked += 1
+            return None
+
+        def series(self, filters: Any, fields: Any = ()) -> list[dict[str, Any]]:
+            return [{"0020000E": {"Value": [f"1.{self.asked}"]}, "0020000D": {"Value": ["1.1"]}}]
+
+        def instances(self, filters: Any, fields: Any = ()) -> list[dict[str, Any]]:
+            return []
+
+    client = Answers(Access("http://127.0.0.1/dicom-web"))
+    index = PacsIndex(client, modalities=["CT"], filters={}, file=tmp_path / "listing.json", max_age_s=60)
+    index._token = "the server counts its changes"
+    assert list(index.current(wait=True, patience_s=20).series) == ["1.1"]
+    assert list(index.current(wait=True).series) == ["1.1"]  # a fresh one
+    index._checked_at = time.monotonic() - 90
+    client.delay_s = 0.5
+    assert list(index.current().series) == ["1.1"]  # begins a refresh, does not wait for it
+    assert list(index.current(wait=True, patience_s=20).series) == ["1.2"]
+    assert client.asked == 2
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ def test_most_uncertain_by_the_serving_version(campaign: Campaign) -> None:
 def test_labelled_and_unreadable_images_are_not_offered(campaign: Campaign) -> None:
     campaign.record_label("a", "final", "p", "0" * 64, "anna", {"liver": "present"})
     campaign.quarantine("b", "cannot be read")
-    assert queue(campaign).offer(FIRST, IMAGES, "anna").image_id == "c"
+    campaign.sync_images([*IMAGES, "gone"])
+    offer = queue(campaign).offer(FIRST, IMAGES, "anna")
+    assert offer.image_id == "c"
+    assert offer.reason == "strategy 'first' among 2 images"  # as /info/ counts them
     campaign.record_label("c", "final", "p", "0" * 64, "anna", {"liver": "present"})
     done = queue(campaign).offer(FIRST, IMAGES, "anna")
     assert done.image_id is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
+from urllib.parse import parse_qs
 
 from starlette.responses import JSONResponse
 
@@ -16,6 +17,7 @@ LONGEST_LOGIN = 255
 """Characters kept of a login's name, which its own service has checked; the database's columns end there."""
 
 _KNOWN: ContextVar[str | None] = ContextVar("known_annotator", default=None)
+_IN_QUERY: ContextVar[str | None] = ContextVar("annotator_in_query", default=None)
 
 
 def annotator_name(value: Any, field: str = "client_id") -> str:
@@ -56,7 +58,7 @@ def logged_in(username: str) -> None:
 
 
 class NameAnnotator:
-    """ASGI middleware: takes the annotator from a header, where a setting names one.
+    """ASGI middleware: takes the annotator from a header, where a setting names one; notes ``client_id`` of the query.
 
     Anybody can write a header: the proxy in front has to remove it from what clients send.
     """
@@ -67,6 +69,13 @@ class NameAnnotator:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection; 400 for a header that names nobody, or that is sent twice."""
+        token = _IN_QUERY.set(_client_in_query(scope))
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            _IN_QUERY.reset(token)
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         header = self._header() if scope["type"] == "http" else ""
         said = [v for key, v in scope.get("headers", ()) if header and key.lower() == header.lower().encode()]
         if not said or said == [b""]:  # an empty one is what some proxies send for who has not logged in
@@ -84,6 +93,12 @@ class NameAnnotator:
             _KNOWN.reset(token)
 
 
+def _client_in_query(scope: Mapping[str, Any]) -> str | None:
+    """``client_id`` in the address of a request, the last one where it is given twice; None where there is none."""
+    said = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("client_id")
+    return said[-1] if said else None
+
+
 def _text(header: bytes) -> str:
     """A header's value: UTF-8, as proxies send names, else Latin-1, as HTTP has it of old."""
     try:
@@ -95,6 +110,8 @@ def _text(header: bytes) -> str:
 def annotator_in(params: Mapping[str, Any]) -> str | None:
     """Who sent a request: whom the server knows, else who the client says it is; None where neither says.
 
+    The client says it in ``params``; where those are silent, ``client_id`` in the query counts.
+
     Raises:
         BadRequestError: the client says something that names nobody.
     """
@@ -104,4 +121,5 @@ def annotator_in(params: Mapping[str, Any]) -> str | None:
     for field in ("user", "client_id"):
         if params.get(field) is not None:  # MONAI Label's client sends null for "nobody"
             return annotator_name(params[field], field)
-    return None
+    in_query = _IN_QUERY.get()
+    return None if in_query is None else annotator_name(in_query)

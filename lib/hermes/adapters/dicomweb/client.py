@@ -15,6 +15,7 @@ import pydicom
 import requests
 from dicomweb_client import DICOMwebClient
 from pydicom.errors import InvalidDicomError
+from urllib3.exceptions import ProtocolError
 
 from hermes.adapters.dicomweb.parts import Parts
 from hermes.errors import BadLabelError, ConflictError, PacsError
@@ -55,11 +56,17 @@ class Access:
 
 
 class _Session(requests.Session):
-    """A session in which no call waits for ever."""
+    """A session in which no call waits for ever, and a kept connection that the server just closed fails no GET."""
 
-    def request(self, *args: Any, **kwargs: Any) -> requests.Response:
+    def request(self, method: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
         kwargs.setdefault("timeout", (CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
-        return super().request(*args, **kwargs)
+        try:
+            return super().request(method, *args, **kwargs)
+        except requests.ConnectionError as error:
+            hung_up = bool(error.args) and isinstance(error.args[0], ProtocolError)
+            if method != "GET" or not hung_up:
+                raise
+        return super().request(method, *args, **kwargs)
 
 
 class PacsClient:

@@ -61,6 +61,7 @@ class LabelsIn:
         directory: where label objects are kept.
         images: the images of a series.
         structures: what the campaign labels.
+        being_stored: the objects that a viewer is storing: they become its labels in a moment.
         import_label: enters a label.
         changed: called when a label came or went.
     """
@@ -75,12 +76,13 @@ class LabelsIn:
         directory: Path,
         images: Callable[[Listing], Mapping[str, Image]],
         structures: Callable[[], tuple[str, ...]],
+        being_stored: Callable[[], frozenset[str]],
         import_label: ImportLabel,
         changed: Callable[[], None],
     ) -> None:
         self._campaign, self._archive, self._client, self._files = campaign, archive, client, files
         self._directory, self._images, self._structures = directory, images, structures
-        self._import, self._changed = import_label, changed
+        self._being_stored, self._import, self._changed = being_stored, import_label, changed
         self.waiting = 0
 
     def follow(self, listing: Listing) -> bool:
@@ -89,12 +91,14 @@ class LabelsIn:
         Raises:
             PacsError: the server does not answer (any more).
         """
+        coming = self._being_stored()  # asked first: what was taken since then is among the uploads
         known = self._campaign.pacs.all()
         uploads = self._campaign.uploads.all()
         own = {upload.sop_instance_uid for upload in uploads}
         self._vanished(listing, known)
         self._own_vanished(listing, uploads)
-        fresh = [info for uid, info in listing.objects.items() if uid not in own and _is_new(info, known)]
+        passed = own | coming
+        fresh = [info for uid, info in listing.objects.items() if uid not in passed and _is_new(info, known)]
         ends = time.monotonic() + BUDGET_S
         done = 0
         for info in fresh:

@@ -105,10 +105,13 @@ class PacsIndex:
         self.on_return: Callable[[], None] = lambda: None
         """Called when the server answers again after it did not."""
 
-    def current(self, *, max_age_s: float | None = None, patience_s: float = PATIENCE_S) -> Listing:
+    def current(
+        self, *, max_age_s: float | None = None, patience_s: float = PATIENCE_S, wait: bool = False
+    ) -> Listing:
         """The listing. An older one than ``max_age_s`` is refreshed; who asks waits for that, at most ``patience_s``.
 
-        Where the last look is not much longer ago, nobody waits: on a busy server somebody always refreshes.
+        Where the last look is not much longer ago, nobody waits unless ``wait`` is said: on a busy server somebody
+        always refreshes.
         """
         limit = self.max_age_s if max_age_s is None else max_age_s
         with self._lock:
@@ -121,7 +124,7 @@ class PacsIndex:
                     target=self._refresh, args=(self._running,), name="hermes-pacs", daemon=True
                 ).start()
             ended = self._running
-        if age >= _MUCH_OLDER * limit:
+        if wait or age >= _MUCH_OLDER * limit:
             ended.wait(patience_s)
         return self.listing
 

@@ -108,6 +108,7 @@ class Pacs:
             directory=self.files.directory / "objects",
             images=self.store.images,
             structures=self._intake.structures,
+            being_stored=self.store.being_stored,
             import_label=self._import,
             changed=changed,
         )

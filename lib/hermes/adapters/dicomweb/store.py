@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         self._predictions, self._notes = Predictions(kept / "predictions"), Notes(kept / "notes")
         self._saving, self._noting = threading.Lock(), threading.Lock()
         self._name, self._description = "Hermes", "Images on a DICOMweb server"
+        self._being_stored: list[frozenset[str]] = []
         self.queued: Callable[[], None] = lambda: None
         """Called when an upload was queued."""
 
@@ -283,6 +285,20 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
                 self._keep_prediction(image, tag, label, params)
         return image.id
 
+    @contextmanager
+    def storing(self, uids: Iterable[str]) -> Iterator[None]:
+        """While a viewer stores these objects and they are taken as its labels, they are not read as labels of others."""
+        told = frozenset(uids)
+        self._being_stored.append(told)
+        try:
+            yield
+        finally:
+            self._being_stored.remove(told)
+
+    def being_stored(self) -> frozenset[str]:
+        """The objects of all that a viewer is storing now."""
+        return frozenset[str]().union(*self._being_stored)
+
     def take_stored_object(self, dataset: Any, annotator: str | None) -> str | None:
         """A label object that a viewer has just stored in the PACS becomes the submitted label of its image.
 
@@ -413,6 +429,10 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
     def _final(self, image_id: str) -> LabelRecord | None:
         return next((r for r in self._behind.campaign.labels(FINAL) if r.image_id == image_id), None)
 
+    def look_for_labels(self) -> None:
+        """Submitted labels may have come, changed or gone in the PACS: look, unless somebody just has."""
+        self._behind.index.current(wait=True)
+
     @answers_errors
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """The file of the latest label of an image with this tag; "" where there is none."""
@@ -421,6 +441,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         if tag != _FINAL:
             kept = self._predictions.get(image.id, tag)
             return str(kept.path) if kept is not None else ""
+        self.look_for_labels()
         record = self._final(image.id)
         return str(self._archived(record)) if record is not None else ""
 
@@ -438,6 +459,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         if tag != _FINAL:
             kept = self._predictions.get(image.id, tag)
             return kept.info if kept is not None else {}
+        self.look_for_labels()
         record = self._final(image.id)
         return self._final_info(record) if record is not None else {}
 

@@ -90,6 +90,7 @@ def _who(client_id: str, user: User) -> str:
 def _about(image_id: str, who: str) -> dict[str, Any]:
     parts = app_instance().parts
     campaign: Campaign = parts.workspace.campaign
+    _look_for_labels()
     state = campaign.assignments.states([image_id]).get(image_id)
     if state is None:
         msg = "Expected an image of this campaign, got another series: labels of it cannot be submitted here."
@@ -116,6 +117,13 @@ def _about(image_id: str, who: str) -> dict[str, Any]:
     }
 
 
+def _look_for_labels() -> None:
+    """Where labels are stored in a PACS by others, too, what there is now counts."""
+    look = getattr(app_instance().datastore(), "look_for_labels", None)
+    if look is not None:
+        look()
+
+
 def drawn_already(image_id: str, who: str, workspace: Workspace, datastore: Datastore) -> Drawn | None:
     """The label that ``who`` goes on from: their own, else the latest submitted, else a pre-drawn one."""
     submitted = workspace.campaign.labels(latest=False, image_id=image_id)
@@ -127,6 +135,7 @@ def drawn_already(image_id: str, who: str, workspace: Workspace, datastore: Data
 
 def _label(image_id: str, label_id: str) -> Drawn:
     workspace: Workspace = app_instance().parts.workspace
+    _look_for_labels()
     if label_id == _ORIGINAL:
         found = _predrawn(image_id, workspace, app_instance().datastore())
     else:

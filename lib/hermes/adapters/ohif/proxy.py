@@ -25,7 +25,7 @@ from hermes.adapters.annotators import known_annotator, usable_name
 from hermes.adapters.dicomweb.client import text_of
 from hermes.adapters.dicomweb.pacs import access_of
 from hermes.adapters.ohif.incoming import Spool
-from hermes.adapters.ohif.stored import instances_of_volumes, take_labels
+from hermes.adapters.ohif.stored import instances_of_volumes, storing, take_labels
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ _ANSWERED = (
 )  # fmt: skip
 _STUDY_METADATA = re.compile(r"studies/([0-9.]+)(?:/series/[0-9.]+)?/metadata$")
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+_LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=32, keepalive_expiry=0.5)
+"""Orthanc closes a connection that was idle for a second; ours must not be about to use it then."""
+_HUNG_UP = (httpx.RemoteProtocolError, httpx.ReadError)
+"""What it looks like when the PACS closes a kept connection at the moment at which it is used again."""
 
 router = APIRouter(prefix="/proxy", tags=["Hermes"])
 _USER, _ANNOTATOR = (
@@ -88,11 +92,10 @@ async def post(request: Request, path: str, user: User = _ANNOTATOR) -> Response
         async for chunk in request.stream():
             await spool.write(chunk)
         await spool.finish()
-        answer = await _pass_on(request, address, spool)
-        if answer.status_code < 300:
-            content_type = request.headers.get("content-type", "")
-            labels = await run_in_threadpool(spool.label_objects, content_type)
-            if labels:
+        labels = await run_in_threadpool(spool.label_objects, request.headers.get("content-type", ""))
+        with storing(labels):
+            answer = await _pass_on(request, address, spool)
+            if labels and answer.status_code < 300:
                 taken = await run_in_threadpool(take_labels, labels, _annotator(request, user))
                 answer.headers[LABEL_HEADER] = json.dumps([entry.to_json() for entry in taken])
     finally:
@@ -152,12 +155,11 @@ async def _pass_on(request: Request, address: str, spool: Spool | None) -> Respo
     if spool is not None:
         headers["content-length"] = str(spool.size)
     url = httpx.URL(address, query=_plain_query(request.url.query))
-    client = _client()
-    outgoing = client.build_request(
+    outgoing = _client().build_request(
         request.method, url, headers=headers, content=spool.chunks() if spool is not None else None
     )
     try:
-        answer = await client.send(outgoing, stream=True, auth=_login())
+        answer = await _send(outgoing)
         if spool is not None:
             await answer.aread()
     except httpx.ConnectError as error:
@@ -174,6 +176,16 @@ async def _pass_on(request: Request, address: str, spool: Spool | None) -> Respo
     return StreamingResponse(
         _stream(answer), answer.status_code, kept, background=BackgroundTask(answer.aclose)
     )
+
+
+async def _send(outgoing: httpx.Request) -> httpx.Response:
+    """The beginning of the answer; what changes nothing in the PACS is asked once more where it hangs up before that."""
+    try:
+        return await _client().send(outgoing, stream=True, auth=_login())
+    except _HUNG_UP:
+        if outgoing.method not in ("GET", "HEAD"):
+            raise
+        return await _client().send(outgoing, stream=True, auth=_login())
 
 
 def _plain_query(query: str) -> bytes | None:
@@ -193,8 +205,7 @@ async def _stream(answer: httpx.Response) -> AsyncIterator[bytes]:
 @lru_cache(maxsize=1)
 def _client() -> httpx.AsyncClient:
     """One pool of connections for the whole server: a series is hundreds of requests."""
-    limits = httpx.Limits(max_connections=64, max_keepalive_connections=32)
-    return httpx.AsyncClient(timeout=_TIMEOUT, limits=limits, follow_redirects=False)
+    return httpx.AsyncClient(timeout=_TIMEOUT, limits=_LIMITS, follow_redirects=False)
 
 
 def _login() -> httpx.BasicAuth | None:

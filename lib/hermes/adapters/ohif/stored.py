@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,16 @@ class Taken:
     def to_json(self) -> dict[str, Any]:
         """As the viewer's panel reads it."""
         return asdict(self)
+
+
+def storing(objects: Sequence[Any]) -> AbstractContextManager[None]:
+    """While it lasts, the campaign does not read these objects, ``pydicom.Dataset``, as labels that others stored."""
+    if not objects:
+        return nullcontext()
+    tell = getattr(app_instance().datastore(), "storing", None)
+    uids = [str(dataset.get("SOPInstanceUID", "")) for dataset in objects]
+    told: AbstractContextManager[None] = tell(uids) if tell is not None else nullcontext()
+    return told
 
 
 def take_labels(objects: Sequence[Any], annotator: str | None) -> list[Taken]:
