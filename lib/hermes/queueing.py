@@ -122,6 +122,7 @@ class Queue:
         self._coming: dict[tuple[str, Wish], Future[_Order]] = {}
         self._drawn: tuple[Marks, Counter[StructureName]] | None = None
         self._here: tuple[list[CaseId], frozenset[CaseId]] = [], frozenset()
+        self._counted: tuple[tuple[int, int], int] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -333,14 +334,21 @@ class Queue:
 
     # ------------------------------------------------------------------- words
 
+    def _usable(self, here: frozenset[CaseId]) -> int:
+        """How many images can be offered at all; counted when images have come, gone or turned out to be unusable."""
+        now = self._board.marks.images, len(here)
+        if self._counted is None or self._counted[0] != now:
+            states = self._board.states.items()
+            self._counted = now, sum(state.usable for image_id, state in states if image_id in here)
+        return self._counted[1]
+
     def _offer_of(
         self, before: ImageState, here: frozenset[CaseId], annotator: str, strategy: Strategy, wish: Wish
     ) -> Offer:
         until = self._campaign.now() + self._lease_s if self._lease_s > 0 else None
         missing = before.missing(wish)
         again = before.revisit_for(annotator)
-        usable = sum(state.usable for image_id, state in self._board.states.items() if image_id in here)
-        reason = f"strategy {strategy.name!r} among {usable} images"
+        reason = f"strategy {strategy.name!r} among {self._usable(here)} images"
         if again is not None:
             why = f": {again.reason}" if again.reason else ""
             reason = f"{'the label was rejected' if again.rejected else 'asked to look again'}{why}"
