@@ -91,6 +91,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         self._behind, self._url = behind, url
         kept = behind.directory / "pacs"
         self._predictions, self._notes = Predictions(kept / "predictions"), Notes(kept / "notes")
+        self._offers = OfferedLabels(behind.directory / "offered")
         self._saving, self._noting = threading.Lock(), threading.Lock()
         self._name, self._description = "Hermes", "Images on a DICOMweb server"
         self.queued: Callable[[], None] = lambda: None
@@ -338,7 +339,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
 
     def _shown(self, image_id: str) -> str | None:
         """The version whose prediction was shown for an image last: before this label, or before an earlier one."""
-        offers = OfferedLabels(self._behind.directory / "offered").of(image_id)
+        offers = self._offers.of(image_id)
         if offers:
             return offers[-1].model_version
         earlier = self._final(image_id)
@@ -351,6 +352,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             annotator=record.annotator,
             model_version=record.model_version,
             predicted=False,
+            drawn=self._offers.drawn(record.image_id),
             number=record.number,
             at=record.submitted_at,
         )
@@ -399,8 +401,9 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             LabelMap(label.array, label.grid, names), dict.fromkeys(names.values(), PRESENT)
         )
         about = about_label(
-            submission, annotator="", model_version=version, predicted=True, number=1, at=path.stat().st_mtime
-        )
+            submission, annotator="", model_version=version, predicted=True, drawn=None, number=1,
+            at=path.stat().st_mtime,
+        )  # fmt: skip
         self._behind.uploads.add(image.id, self._reference(path), about, new_uid(), tag=tag)
         self.queued()
 
