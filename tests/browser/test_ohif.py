@@ -266,6 +266,21 @@ def test_next_image_opens_what_the_queue_offers_and_skip_gives_it_back(site: Sit
     ]
 
 
+def test_the_panel_leaves_the_viewers_banner_free(site: Site, page: Page) -> None:
+    page.set_viewport_size({"width": 1600, "height": 950})
+    page.goto(f"{site.address}/ohif/")
+    panel, hide = page.locator(".hermes-floating"), page.get_by_text("Confirm and Hide").first
+    panel.wait_for(timeout=READY_MS)
+    hide.wait_for(timeout=READY_MS)
+    raised = panel.bounding_box()
+    hide.click(timeout=5000)  # refused by the browser where another element would get the click
+    hide.wait_for(state="detached", timeout=READY_MS)
+    wait_for(lambda: panel.bounding_box() != raised)
+    box = panel.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] == 950 - 12
+
+
 def test_the_viewer_asks_no_other_server(site: Site, page: Page) -> None:
     """The build asks for fonts elsewhere: blocked before anything leaves, in the worklist and with an image open."""
     sent: set[str] = set()
