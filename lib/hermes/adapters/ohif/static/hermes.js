@@ -422,6 +422,9 @@
     const counts = voxelsPerSegment(label.slices);
     const names = new Map(segmentsOf(one).map((segment) => [segment.segmentIndex, segment.label]));
     const used = [...counts.keys()].filter((index) => index > 0 && counts[index] > 0);
+    if (!used.length && !state.absent.size) {
+      throw new Error('Nothing is drawn. Draw something, or tick "absent" for what was looked for and is not there.');
+    }
     const params = {
       label_info: used.map((index) => ({ name: names.get(index) ?? `segment ${index}`, idx: index })),
       absent: [...state.absent],
