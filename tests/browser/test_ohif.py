@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlparse
 
@@ -10,7 +12,7 @@ import pydicom
 import requests
 from numpy.typing import NDArray
 
-from hermes.dicom import read_segmentations
+from hermes.dicom import SourceSeries, read_segmentations, write_segmentation
 from hermes.geometry import Grid
 from hermes.labels.catalogue import describe
 from hermes.phantoms import PhantomCase
@@ -248,6 +250,27 @@ def test_a_segmentation_exported_by_ohif_itself_is_the_submitted_label(site: Sit
     assert len(site.series(Modality="SEG", StudyInstanceUID=_study(site, "coronal"))) == 1
     with site.campaign() as campaign:
         assert len([one for one in campaign.labels(latest=False) if one.image_id == series]) == 1
+
+
+def test_the_panel_says_what_overlap_has_cost(site: Site, page: Page) -> None:
+    """A SEG that is stored through the proxy may hold structures one over the other; a label cannot."""
+    case = site.cases["coronal"]
+    source = [pydicom.dcmread(f) for f in sorted((site.directory / "dicom" / case.name).glob("*.dcm"))]
+    part = np.zeros(SourceSeries.of(source).grid.shape, bool)
+    part[1:3, 2:6, 2:6] = True
+    seg = write_segmentation({"liver": part, "spleen": part}, source, algorithm_type="MANUAL")
+    file = io.BytesIO()
+    seg.save_as(file, write_like_original=False)
+    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue() + b"\r\n--x--\r\n"
+    open_viewer(page, site.viewer("coronal"))
+    page.evaluate(
+        """(body) => { const call = new XMLHttpRequest(); call.open('POST', '/proxy/dicom/stow/studies');
+        call.setRequestHeader('Content-Type', 'multipart/related; type="application/dicom"; boundary=x');
+        call.send(Uint8Array.from(atob(body), (one) => one.charCodeAt(0))) }""",
+        base64.b64encode(body).decode(),
+    )
+    told = "liver: 32 of 32 voxels lie under spleen, so that nothing of it is left."
+    page.wait_for_selector(f".hermes [role=status]:has-text('{told}')", timeout=READY_MS)
 
 
 def test_next_image_opens_what_the_queue_offers_and_skip_gives_it_back(site: Site, page: Page) -> None:

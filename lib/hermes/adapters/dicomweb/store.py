@@ -78,6 +78,19 @@ class Behind:
         return self.campaign.uploads
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A label object of a viewer that was taken.
+
+    Attributes:
+        image_id: whose label it is.
+        covered: what of overlapping structures the label does not hold, a phrase each.
+    """
+
+    image_id: str
+    covered: tuple[str, ...] = ()
+
+
 class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
     """Images in a PACS, labels in the campaign's archive and, as DICOM SEG, in the PACS.
 
@@ -284,7 +297,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
                 self._keep_prediction(image, tag, label, params)
         return image.id
 
-    def take_stored_object(self, dataset: Any, annotator: str | None) -> str | None:
+    def take_stored_object(self, dataset: Any, annotator: str | None) -> Stored | None:
         """A label object that a viewer has just stored in the PACS becomes the submitted label of its image.
 
         Args:
@@ -292,7 +305,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             annotator: who stored it; None: who the object says.
 
         Returns:
-            The id of the image; None where it labels none of this campaign.
+            Whose label it is now; None where it labels no image of this campaign.
 
         Raises:
             BadRequestError: it cannot be read, or names structures that the campaign does not label.
@@ -312,13 +325,13 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         )
         with self._saving:
             if any(upload.sop_instance_uid == uid for upload in behind.uploads.all()):
-                return image.id  # stored a second time
+                return Stored(image.id, tuple(params.get("covered", ())))  # stored a second time
             self._submit(image, label, params, source.grid, there_as=uid)
         # It may have been seen in the PACS, and read as somebody else's, a moment ago.
         origins = behind.campaign.pacs.label_objects()
         twins = [number for number, origin in origins.items() if any(is_from(part, uid) for part in origin)]
         behind.campaign.pacs.withdraw(twins)
-        return image.id
+        return Stored(image.id, tuple(params.get("covered", ())))
 
     def _submit(
         self,

@@ -947,7 +947,8 @@
         const [label] = JSON.parse(said);
         if (label.image) {
           state.unsent = false;
-          say('The stored segmentation is the submitted label of this image.', 'good');
+          const covered = label.covered.length ? ` A voxel of a label belongs to one structure. ${label.covered.join('; ')}.` : '';
+          say(`The stored segmentation is the submitted label of this image.${covered}`, covered ? 'error' : 'good');
         } else {
           say(`The segmentation is stored in the PACS, but is no label of the campaign: ${label.reason}`, 'error');
         }
