@@ -4,6 +4,7 @@
 
     offered/<image>/<infer task>.nii.gz     the last answer of each task (with the suffix that was asked for)
     offered/<image>/<infer task>.json       its structures and the version that drew it
+    offered/<image>/drawn.jsonl             names of which any answer had voxels; these stay
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from hermes.errors import BadLabelError
 from hermes.records import LabelMap
 from hermes.transforms.reading import read_label_map
 from hermes.types import CaseId, StructureName
+
+_DRAWN = "drawn.jsonl"
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,38 @@ class OfferedLabels:
         return sorted(found, key=lambda one: one.at)
 
     def forget(self, image_id: CaseId) -> None:
-        """Drop what was offered for an image."""
-        shutil.rmtree(self.directory / image_id, ignore_errors=True)
+        """Drop the label maps that were offered for an image; which structures were drawn in it stays known."""
+        for file in (self.directory / image_id).glob("*"):
+            if file.name != _DRAWN:
+                file.unlink(missing_ok=True)
+
+    def note_drawn(self, image_id: CaseId, names: Collection[StructureName]) -> None:
+        """Note the structures of which an answer had voxels: of the whole image or of a part of it."""
+        known = self.drawn(image_id)
+        if known is not None and known.issuperset(names):
+            return
+        folder = self.directory / image_id
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _DRAWN).open(
+            "a", encoding="utf-8"
+        ) as stream:  # a line each: nobody replaces another's
+            stream.write(json.dumps(sorted(names)) + "\n")
+
+    def drawn(self, image_id: CaseId) -> set[StructureName] | None:
+        """The structures that the model has ever drawn in an image; None where it was never asked."""
+        try:
+            lines = (self.directory / image_id / _DRAWN).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return None
+        return {name for line in lines for name in _names(line)}
+
+
+def _names(line: str) -> list[StructureName]:
+    """Of a line of notes; none of one that a crash cut off."""
+    try:
+        return list(json.loads(line))
+    except ValueError:
+        return []
 
 
 def agreement_with_offer(

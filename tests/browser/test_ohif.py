@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlparse
 
@@ -10,7 +12,7 @@ import pydicom
 import requests
 from numpy.typing import NDArray
 
-from hermes.dicom import read_segmentations
+from hermes.dicom import SourceSeries, read_segmentations, write_segmentation
 from hermes.geometry import Grid
 from hermes.labels.catalogue import describe
 from hermes.phantoms import PhantomCase
@@ -126,7 +128,10 @@ def segment_and_compare(
 
 def test_colours_are_the_campaigns_and_a_refused_label_says_why(site: Site, page: Page) -> None:
     open_viewer(page, site.viewer("sagittal"))
-    assert "empty" in click(page, "submit", kind="error")
+    said = click(page, "submit", kind="error")
+    assert (
+        said == 'Nothing is drawn. Draw something, or tick "absent" for what was looked for and is not there.'
+    )
     segment_and_compare(page, site, "sagittal")
     page.wait_for_timeout(1500)  # MONAI Label's panel paints a second after it connects
     colours = page.evaluate(
@@ -247,6 +252,27 @@ def test_a_segmentation_exported_by_ohif_itself_is_the_submitted_label(site: Sit
         assert len([one for one in campaign.labels(latest=False) if one.image_id == series]) == 1
 
 
+def test_the_panel_says_what_overlap_has_cost(site: Site, page: Page) -> None:
+    """A SEG that is stored through the proxy may hold structures one over the other; a label cannot."""
+    case = site.cases["coronal"]
+    source = [pydicom.dcmread(f) for f in sorted((site.directory / "dicom" / case.name).glob("*.dcm"))]
+    part = np.zeros(SourceSeries.of(source).grid.shape, bool)
+    part[1:3, 2:6, 2:6] = True
+    seg = write_segmentation({"liver": part, "spleen": part}, source, algorithm_type="MANUAL")
+    file = io.BytesIO()
+    seg.save_as(file, write_like_original=False)
+    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + file.getvalue() + b"\r\n--x--\r\n"
+    open_viewer(page, site.viewer("coronal"))
+    page.evaluate(
+        """(body) => { const call = new XMLHttpRequest(); call.open('POST', '/proxy/dicom/stow/studies');
+        call.setRequestHeader('Content-Type', 'multipart/related; type="application/dicom"; boundary=x');
+        call.send(Uint8Array.from(atob(body), (one) => one.charCodeAt(0))) }""",
+        base64.b64encode(body).decode(),
+    )
+    told = "liver: 32 of 32 voxels lie under spleen, so that nothing of it is left."
+    page.wait_for_selector(f".hermes [role=status]:has-text('{told}')", timeout=READY_MS)
+
+
 def test_next_image_opens_what_the_queue_offers_and_skip_gives_it_back(site: Site, page: Page) -> None:
     page.goto(f"{site.address}/ohif/")
     page.wait_for_selector(".hermes-floating .hermes-next", timeout=READY_MS)
@@ -264,6 +290,21 @@ def test_next_image_opens_what_the_queue_offers_and_skip_gives_it_back(site: Sit
     assert [(one["image_id"], one["annotator"], one["reason"]) for one in skips] == [
         (offered, "berta", "motion artefact")
     ]
+
+
+def test_the_panel_leaves_the_viewers_banner_free(site: Site, page: Page) -> None:
+    page.set_viewport_size({"width": 1600, "height": 950})
+    page.goto(f"{site.address}/ohif/")
+    panel, hide = page.locator(".hermes-floating"), page.get_by_text("Confirm and Hide").first
+    panel.wait_for(timeout=READY_MS)
+    hide.wait_for(timeout=READY_MS)
+    raised = panel.bounding_box()
+    hide.click(timeout=5000)  # refused by the browser where another element would get the click
+    hide.wait_for(state="detached", timeout=READY_MS)
+    wait_for(lambda: panel.bounding_box() != raised)
+    box = panel.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] == 950 - 12
 
 
 def test_the_viewer_asks_no_other_server(site: Site, page: Page) -> None:

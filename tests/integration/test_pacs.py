@@ -26,11 +26,13 @@ from monailabel.config import settings as monai_settings
 
 from hermes.adapters.build import Parts, build
 from hermes.adapters.dicomweb.pacs import Pacs
+from hermes.adapters.infer import run_infer
 from hermes.adapters.ohif import existing, proxy, stored
 from hermes.campaign.records import ReviewState
 from hermes.dicom import read_segmentations, write_segmentation
 from hermes.geometry import Grid
 from hermes.labels.catalogue import find_structure
+from hermes.offered import OfferedLabels
 from hermes.pacs import Orthanc, how_to_install, running_orthanc, store
 from hermes.phantoms import PhantomCase, make_case
 from hermes.phantoms.dicom import series_uid, write_dicom_series
@@ -184,6 +186,31 @@ def test_labels_after_a_prediction_was_shown_are_semiautomatic_the_second_one_to
         for image in (first, second)
     }
     assert kinds == {first: ["SEMIAUTOMATIC"] * 2, second: ["MANUAL"]}
+
+
+def test_each_structure_says_whether_the_model_has_drawn_it(site: Site) -> None:
+    first, second = site.cases
+    with site.campaign("one") as (parts, pacs):
+        task = parts.infers()["hermes"]
+        request = {"model": "hermes", "image": first, "structures": ["liver"], "result_extension": ".nii.gz"}
+        params = run_infer(task, request, pacs.store, None)["params"]
+        OfferedLabels(parts.workspace.directory / "offered").note_drawn(second, ["liver"])
+        submit(site, pacs, first)
+        submit(site, pacs, second, model_version="starter")
+        submit(site, pacs, second)  # what was offered is forgotten by now
+        wait_until(lambda: uploaded(pacs, 3), "the uploads")
+    saw = params["structures"]["liver"]["voxels"] > 0
+    expected = {
+        first: [{"liver": "SEMIAUTOMATIC" if saw else "MANUAL", "spleen": "MANUAL"}],
+        second: [{"liver": "SEMIAUTOMATIC", "spleen": "MANUAL"}] * 2,
+    }
+    for image, kinds in expected.items():
+        found = site.segmentations(image)
+        assert [
+            {s.SegmentLabel: s.SegmentAlgorithmType for s in data.SegmentSequence} for data in found
+        ] == kinds
+    spleen = next(s for s in found[-1].SegmentSequence if s.SegmentLabel == "spleen")
+    assert "SegmentationAlgorithmIdentificationSequence" not in spleen
 
 
 def test_a_label_goes_to_the_pacs_and_a_new_server_reads_it_back(site: Site) -> None:

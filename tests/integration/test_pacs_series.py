@@ -18,6 +18,7 @@ from fastapi import HTTPException
 from highdicom.seg import Segmentation
 from pydicom.uid import generate_uid
 
+from hermes.adapters.dicomweb.store import Stored
 from hermes.adapters.infer import run_infer
 from hermes.dicom import write_segmentation
 from hermes.dicom.lattice import same_voxels
@@ -315,8 +316,8 @@ def test_an_object_that_a_viewer_stored_is_the_submission(site: Site) -> None:
         wait_until(
             lambda: pacs.store.get_labeled_images() == [first], "its label"
         )  # it may be seen before it is taken
-        assert pacs.store.take_stored_object(ours, "dora") == first
-        assert pacs.store.take_stored_object(ours, "dora") == first
+        assert pacs.store.take_stored_object(ours, "dora") == Stored(first)
+        assert pacs.store.take_stored_object(ours, "dora") == Stored(first)
         labels = parts.workspace.campaign.labels(latest=False)
         assert [(label.annotator, label.source) for label in labels] == [("dora", "annotator")]
         assert np.array_equal(stored_label(parts, first).array > 0, drawn)
@@ -327,6 +328,29 @@ def test_an_object_that_a_viewer_stored_is_the_submission(site: Site) -> None:
         stranger = write_segmentation({"liver": drawn}, headers, algorithm_type="MANUAL")
         stranger.ReferencedSeriesSequence[0].SeriesInstanceUID = "1.2.3"
         assert pacs.store.take_stored_object(stranger, "dora") is None
+
+
+def test_what_overlap_costs_is_told(site: Site) -> None:
+    first, second = site.cases
+    with site.campaign("one") as (parts, pacs):
+        pacs.index.current(max_age_s=0)
+        for image, stored_here in ((first, True), (second, False)):
+            part = np.zeros(read_volume(site.files[image][0].parent).grid.shape, bool)
+            part[2:5, 3:9, 3:9] = True
+            seg = write_segmentation(
+                {"liver": part, "spleen": part}, site.headers(image), algorithm_type="MANUAL"
+            )
+            seg.Manufacturer = "Somebody else"
+            told = "liver: 108 of 108 voxels lie under spleen, so that nothing of it is left"
+            if stored_here:
+                assert pacs.store.take_stored_object(seg, "dora") == Stored(image, (told,))
+                assert pacs.store.get_label_info(image, "final")["covered"] == [told]
+            else:
+                pacs.client.store(seg)
+                wait_until(lambda: second in pacs.store.get_labeled_images(), "its label")
+                assert [entry["reason"] for entry in pacs.state()["not_used"]] == [f"{told}."]
+        for label in parts.workspace.campaign.labels():
+            assert list(label.annotated) == ["spleen"]
 
 
 def test_contours_of_others_come_in(site: Site) -> None:

@@ -231,9 +231,20 @@ def test_overlap_survives(case) -> None:
     for name, mask in masks.items():
         assert np.array_equal(back.mask(name), mask)
     assert back.overlapping_voxels() == np.count_nonzero(label_map.array == 4)
-    flat = back.label_map({"liver": 2, "liver tumour": 1}).array
+    label = back.label_map({"liver": 2, "liver tumour": 1})
+    flat = label.array
+    tumour, liver = np.count_nonzero(masks["liver tumour"]), np.count_nonzero(masks["liver"])
+    assert back.covered(label) == {"liver": f"liver: {tumour} of {liver} voxels lie under liver tumour"}
     assert np.array_equal(flat == 1, masks["liver tumour"])
     assert np.array_equal(flat == 2, masks["liver"] & ~masks["liver tumour"])
+
+
+def test_a_structure_wholly_under_another_is_told(case) -> None:
+    label_map, series = case
+    masks = {"liver": label_map.array > 0, "spleen": label_map.array > 0}
+    back = read_segmentations([write_segmentation(masks, series, algorithm_type="MANUAL")], series)
+    told = "liver: {0} of {0} voxels lie under spleen, so that nothing of it is left"
+    assert back.covered(back.label_map()) == {"liver": told.format(np.count_nonzero(masks["liver"]))}
 
 
 def test_absent_structures_are_read_back_and_empty_ones_get_no_segment(case) -> None:

@@ -56,6 +56,23 @@ def test_the_same_task_replaces_its_offer_and_other_grids_do_not_count(tmp_path:
     assert agreement_with_offer(label_map({0: 1}, {1: "liver"}), ["liver"], offers.of("case 1")) == {}
 
 
+def test_what_was_drawn_stays_known_when_the_offers_are_forgotten(tmp_path: Path) -> None:
+    offers = OfferedLabels(tmp_path / "offered")
+    assert offers.drawn("case 1") is None
+    offers.note_drawn("case 1", [])  # it was asked, and saw nothing
+    assert offers.drawn("case 1") == set()
+    offers.note_drawn("case 1", ["liver"])
+    offers.note_drawn("case 1", ["spleen"])  # asked for the next structure, of the same task
+    keep(offers, tmp_path, "hermes", label_map({0: 1}, {1: "liver"}), "v1")
+    assert len(offers.of("case 1")) == 1
+    offers.forget("case 1")
+    assert offers.of("case 1") == []
+    assert offers.drawn("case 1") == {"liver", "spleen"}
+    with (tmp_path / "offered" / "case 1" / "drawn.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('["aor')  # a crash
+    assert offers.drawn("case 1") == {"liver", "spleen"}
+
+
 @given(
     ours=st.lists(st.integers(0, 3), min_size=24, max_size=24),
     theirs=st.lists(st.integers(0, 4), min_size=24, max_size=24),

@@ -66,10 +66,23 @@ class HermesInferTask(InferTask):  # type: ignore[misc]
             config={"structures": "all", "modality": ["auto", *(m.value for m in Modality)]},
         )
 
-    def keep_offer(self, image_id: str, name: str, file: Path, params: Mapping[str, Any]) -> None:
-        """Keep an answer, to be compared with what will be submitted."""
+    def keep_offer(
+        self, image_id: str, name: str, file: Path, params: Mapping[str, Any], *, whole: bool
+    ) -> None:
+        """Keep an answer, to be compared with what will be submitted, and what it drew.
+
+        Args:
+            image_id: the image.
+            name: of the infer task.
+            file: the label map.
+            params: of the answer.
+            whole: False for an answer about a part of the image, which could not be compared with a whole label.
+        """
+        drawn = [structure for structure, found in params["structures"].items() if found["voxels"]]
         try:
-            self._offers.keep(image_id, name, file, params["label_names"], params["model_version"])
+            self._offers.note_drawn(image_id, drawn)
+            if whole:
+                self._offers.keep(image_id, name, file, params["label_names"], params["model_version"])
         except OSError as error:  # of a full disk; the answer itself is there
             logger.warning("What was offered for %s is not kept: %s", image_id, error)
 
@@ -257,9 +270,8 @@ def run_infer(
     image, path = resolve_image(request.get("image"), datastore, sessions_directory)
     region = task.region(request, image, datastore)
     file, params = task({**request, "image": str(path), "region": region})
-    # A box of the image could not be compared with a whole label.
-    if file and image is not None and region is None:
-        task.keep_offer(image, str(request.get("model") or "model"), Path(file), params)
+    if file and image is not None:
+        task.keep_offer(image, str(request.get("model") or "model"), Path(file), params, whole=region is None)
     label = file
     if file and image is not None and request.get("save_label"):
         tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value

@@ -181,6 +181,26 @@ class DicomLabels:
             array[segment.mask.box][segment.mask.voxels] = numbers[segment.name]
         return LabelMap(array, self.grid, {value: name for name, value in numbers.items()})
 
+    def covered(self, label: LabelMap) -> dict[str, str]:
+        """What overlap has cost: name -> a phrase like "liver: 1000 of 6000 voxels lie under spleen".
+
+        Args:
+            label: the segments as `label_map` gives them; names without a voxel may be missing.
+        """
+        values = {name: value for value, name in label.names.items()}
+        told = {}
+        for segment in self.segments:
+            drawn = label.array[segment.mask.box][segment.mask.voxels]
+            own = values.get(segment.name, 0)
+            lost = int(np.count_nonzero(drawn != own))
+            if lost:
+                over = [label.names[int(value)] for value in np.unique(drawn) if value != own]
+                rest = "" if lost < drawn.size else ", so that nothing of it is left"
+                told[segment.name] = (
+                    f"{segment.name}: {lost} of {drawn.size} voxels lie under {', '.join(over)}{rest}"
+                )
+        return told
+
     def _painting_order(self) -> list[Segment]:
         """The segments so that the ones that win come last."""
         present = {segment.name: segment for segment in self.segments}

@@ -41,7 +41,8 @@ class BandsTask(HermesInferTask):
         file = tempfile.NamedTemporaryFile(suffix=asked.extension, delete=False).name  # noqa: SIM115
         write_label_map(LabelMap(drawn, volume.grid, {v: n for n, v in values.items()}), file)
         version = self._workspace.versions.serving().name
-        return file, {"label_names": values, "model_version": version}
+        found = {name: {"voxels": int(np.count_nonzero(drawn == value))} for name, value in values.items()}
+        return file, {"label_names": values, "structures": found, "model_version": version}
 
 
 class BandsApp(_MODULE.HermesApp, MONAILabelApp):  # type: ignore[misc,name-defined]

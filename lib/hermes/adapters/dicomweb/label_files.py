@@ -58,7 +58,7 @@ def read_label_file(
 def read_label_object(
     dataset: Any, params: Mapping[str, Any], *, source: SourceSeries, structures: tuple[str, ...]
 ) -> tuple[LabelMap, dict[str, Any]]:
-    """The same of a DICOM SEG or RTSTRUCT in memory.
+    """The same of a DICOM SEG or RTSTRUCT in memory; ``params`` then tell as ``covered`` what overlap has cost.
 
     Raises:
         BadLabelError: it cannot be read onto the image.
@@ -69,7 +69,9 @@ def read_label_object(
     label = read.label_map()
     told = [{"name": name, "idx": value} for value, name in label.names.items()]
     absent = [*params.get("absent", []), *read.absent]
-    return label, {**params, "label_info": told, "absent": list(dict.fromkeys(absent))}
+    known = {**params, "label_info": told, "absent": list(dict.fromkeys(absent))}
+    covered = list(read.covered(label).values())
+    return label, known | ({"covered": covered} if covered else {})
 
 
 def is_dicom(file: Path) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 
 from hermes.adapters.annotators import usable_name
@@ -246,12 +247,13 @@ class LabelsIn:
             if found.sop_instance_uid in refused:
                 self._refuse([found], refused[found.sop_instance_uid])
         known, absent, unknown = _known(read, structures)
-        self._tell_unknown(objects, known, unknown)
         if not known and not absent:
             usable = [found for found in objects if found.sop_instance_uid not in refused]
             self._refuse(usable, _nothing_known(unknown))
             return None
-        submission = self._submission(replace(read, segments=known), absent, base, structures)
+        read = replace(read, segments=known)
+        submission = self._submission(read, absent, base, structures)
+        self._tell_left_out(objects, known, unknown, read.covered(submission.label_map))
         used = [data for data in datasets if str(data.get("SOPInstanceUID", "")) not in refused]
         return self._import(image.id, submission, _creator(known, used) or "pacs")
 
@@ -272,6 +274,8 @@ class LabelsIn:
                     segments.append(Segment(name, name, mask, "", "", "", "", base.annotator, "", "", value))
         values = campaign_values(structures)
         label_map = replace(read, segments=tuple(segments)).label_map(values)
+        seen = set(np.unique(label_map.array).tolist())  # what lies wholly under another is not annotated
+        annotated = {name: how for name, how in annotated.items() if how == ABSENT or values[name] in seen}
         names = {value: name for name, value in values.items() if name in annotated}
         return Submission(replace(label_map, names=names), annotated)
 
@@ -279,16 +283,22 @@ class LabelsIn:
         for found in objects:
             self._campaign.pacs.put(replace(found, state=ObjectState.REFUSED, reason=reason))
 
-    def _tell_unknown(
-        self, objects: Sequence[PacsObject], known: Sequence[Segment], unknown: Mapping[str, str]
+    def _tell_left_out(
+        self,
+        objects: Sequence[PacsObject],
+        known: Sequence[Segment],
+        unknown: Mapping[str, str],
+        covered: Mapping[str, str],
     ) -> None:
-        """Notes with each object what of it is not used."""
-        used = {segment.sop_instance_uid for segment in known}
+        """Notes with each object what of it is not used: names that nobody asks for, voxels under other structures."""
         for found in objects:
-            names = sorted(name for name, uid in unknown.items() if uid == found.sop_instance_uid)
-            if names and found.sop_instance_uid in used:
-                reason = f"Not labelled in this campaign and left out: {', '.join(names)}."
-                self._campaign.pacs.put(replace(found, reason=reason))
+            uid = found.sop_instance_uid
+            names = sorted(name for name, origin in unknown.items() if origin == uid)
+            used = [segment.name for segment in known if segment.sop_instance_uid == uid]
+            reasons = [f"Not labelled in this campaign and left out: {', '.join(names)}."] if names else []
+            reasons += [f"{covered[name]}." for name in used if name in covered]
+            if used and reasons:
+                self._campaign.pacs.put(replace(found, reason=" ".join(reasons)))
 
 
 def _made(directory: Path) -> Path:

@@ -79,6 +79,19 @@ class Behind:
         return self.campaign.uploads
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A label object of a viewer that was taken.
+
+    Attributes:
+        image_id: whose label it is.
+        covered: what of overlapping structures the label does not hold, a phrase each.
+    """
+
+    image_id: str
+    covered: tuple[str, ...] = ()
+
+
 class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
     """Images in a PACS, labels in the campaign's archive and, as DICOM SEG, in the PACS.
 
@@ -92,6 +105,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         self._behind, self._url = behind, url
         kept = behind.directory / "pacs"
         self._predictions, self._notes = Predictions(kept / "predictions"), Notes(kept / "notes")
+        self._offers = OfferedLabels(behind.directory / "offered")
         self._saving, self._noting = threading.Lock(), threading.Lock()
         self._name, self._description = "Hermes", "Images on a DICOMweb server"
         self._being_stored: list[frozenset[str]] = []
@@ -299,7 +313,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         """The objects of all that a viewer is storing now."""
         return frozenset[str]().union(*self._being_stored)
 
-    def take_stored_object(self, dataset: Any, annotator: str | None) -> str | None:
+    def take_stored_object(self, dataset: Any, annotator: str | None) -> Stored | None:
         """A label object that a viewer has just stored in the PACS becomes the submitted label of its image.
 
         Args:
@@ -307,7 +321,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             annotator: who stored it; None: who the object says.
 
         Returns:
-            The id of the image; None where it labels none of this campaign.
+            Whose label it is now; None where it labels no image of this campaign.
 
         Raises:
             BadRequestError: it cannot be read, or names structures that the campaign does not label.
@@ -327,13 +341,13 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
         )
         with self._saving:
             if any(upload.sop_instance_uid == uid for upload in behind.uploads.all()):
-                return image.id  # stored a second time
+                return Stored(image.id, tuple(params.get("covered", ())))  # stored a second time
             self._submit(image, label, params, source.grid, there_as=uid)
         # It may have been seen in the PACS, and read as somebody else's, a moment ago.
         origins = behind.campaign.pacs.label_objects()
         twins = [number for number, origin in origins.items() if any(is_from(part, uid) for part in origin)]
         behind.campaign.pacs.withdraw(twins)
-        return image.id
+        return Stored(image.id, tuple(params.get("covered", ())))
 
     def _submit(
         self,
@@ -354,7 +368,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
 
     def _shown(self, image_id: str) -> str | None:
         """The version whose prediction was shown for an image last: before this label, or before an earlier one."""
-        offers = OfferedLabels(self._behind.directory / "offered").of(image_id)
+        offers = self._offers.of(image_id)
         if offers:
             return offers[-1].model_version
         earlier = self._final(image_id)
@@ -367,6 +381,7 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             annotator=record.annotator,
             model_version=record.model_version,
             predicted=False,
+            drawn=self._offers.drawn(record.image_id),
             number=record.number,
             at=record.submitted_at,
         )
@@ -415,8 +430,9 @@ class HermesDicomWebDatastore(Datastore):  # type: ignore[misc]
             LabelMap(label.array, label.grid, names), dict.fromkeys(names.values(), PRESENT)
         )
         about = about_label(
-            submission, annotator="", model_version=version, predicted=True, number=1, at=path.stat().st_mtime
-        )
+            submission, annotator="", model_version=version, predicted=True, drawn=None, number=1,
+            at=path.stat().st_mtime,
+        )  # fmt: skip
         self._behind.uploads.add(image.id, self._reference(path), about, new_uid(), tag=tag)
         self.queued()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ def about_label(
     annotator: str,
     model_version: str | None,
     predicted: bool,
+    drawn: Collection[str] | None,
     number: int,
     at: float,
 ) -> dict[str, Any]:
@@ -41,10 +42,13 @@ def about_label(
         annotator: who did.
         model_version: of the prediction that was corrected; None where it was drawn from nothing.
         predicted: whether nobody has corrected it.
+        drawn: structures that the model has drawn in this image; None where that is not known, and all count as such.
         number: of the label version.
         at: when, in seconds since 1970.
     """
-    kind = "AUTOMATIC" if predicted else "SEMIAUTOMATIC" if model_version else "MANUAL"
+    kind: Any = "AUTOMATIC" if predicted else "SEMIAUTOMATIC" if model_version else "MANUAL"
+    if kind == "SEMIAUTOMATIC" and drawn is not None:
+        kind = {name: kind if name in drawn else "MANUAL" for name in submission.annotated}
     return {
         "names": {str(value): name for value, name in submission.label_map.names.items()},
         "absent": [name for name, state in submission.annotated.items() if state == ABSENT],

@@ -17,10 +17,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of a label object: the image whose label it is now, or the reason why it is none."""
+    """What became of a label object.
+
+    Attributes:
+        image: whose label it is now; None where it is none.
+        reason: why it is none.
+        covered: what of structures that overlap the label does not hold, a phrase each.
+    """
 
     image: str | None
     reason: str | None = None
+    covered: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As the viewer's panel reads it."""
@@ -64,11 +71,11 @@ def _take(dataset: Any, annotator: str | None) -> Taken:
     if take is None:  # MONAI Label's own datastore: it will not even list the object
         return Taken(None, "This server's datastore does not take labels out of the PACS.")
     try:
-        image: str | None = take(dataset, annotator)
+        stored = take(dataset, annotator)
     except HermesError as error:
         logger.info("A stored label object is not used: %s", error)
         return Taken(None, str(error))
-    if image is None:
+    if stored is None:
         return Taken(None, "It labels no image of this campaign.")
-    instance.on_save_label(image, image)
-    return Taken(image)
+    instance.on_save_label(stored.image_id, stored.image_id)
+    return Taken(stored.image_id, covered=stored.covered)

@@ -422,6 +422,9 @@
     const counts = voxelsPerSegment(label.slices);
     const names = new Map(segmentsOf(one).map((segment) => [segment.segmentIndex, segment.label]));
     const used = [...counts.keys()].filter((index) => index > 0 && counts[index] > 0);
+    if (!used.length && !state.absent.size) {
+      throw new Error('Nothing is drawn. Draw something, or tick "absent" for what was looked for and is not there.');
+    }
     const params = {
       label_info: used.map((index) => ({ name: names.get(index) ?? `segment ${index}`, idx: index })),
       absent: [...state.absent],
@@ -944,7 +947,8 @@
         const [label] = JSON.parse(said);
         if (label.image) {
           state.unsent = false;
-          say('The stored segmentation is the submitted label of this image.', 'good');
+          const covered = label.covered.length ? ` A voxel of a label belongs to one structure. ${label.covered.join('; ')}.` : '';
+          say(`The stored segmentation is the submitted label of this image.${covered}`, covered ? 'error' : 'good');
         } else {
           say(`The segmentation is stored in the PACS, but is no label of the campaign: ${label.reason}`, 'error');
         }
