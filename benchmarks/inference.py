@@ -4,6 +4,7 @@ Examples::
 
     python benchmarks/inference.py tasks                       # 1, 29 and 71 tasks, same volume, end to end
     python benchmarks/inference.py tasks --network hermes-r --width 32 --size 160 --window 96
+    python benchmarks/inference.py tokens                      # one pass of the network alone, 1 and 71 tasks
     python benchmarks/inference.py memory                      # peak memory of 71 tasks at 333 x 333 x 603 voxels
     python benchmarks/inference.py cache                       # first against second request on one image
     python benchmarks/inference.py network                     # 96 cubed, width 32: plain eager against what is served
@@ -33,7 +34,7 @@ from hermes.cache import VolumeCache
 from hermes.checkpoint import Manifest, load_checkpoint, save_checkpoint
 from hermes.device import choose_precision, in_fast_layout, keep_freed_memory
 from hermes.geometry import Grid
-from hermes.inference.engine import DEFAULT_BUDGET_BYTES, EngineSettings, Request, segment
+from hermes.inference.engine import DEFAULT_BUDGET_BYTES, EngineSettings, Request, encode, segment
 from hermes.inference.predictor import Predictor
 from hermes.labels.space import published_label_space
 from hermes.model import NetworkConfig, build_network
@@ -100,6 +101,25 @@ def tasks(options: argparse.Namespace) -> None:
         stages = ", ".join(f"{stage} {value:.2f}" for stage, value in last[int(name)].items())
         print(
             f"  {name:>2} tasks: {wall:7.2f} s wall ({wall / best['1'][0]:.3f} of 1 task), {cpu:7.2f} s CPU; last run: {stages}"
+        )
+
+
+def tokens(options: argparse.Namespace) -> None:
+    """One pass of the network alone, on one thread, for 1 and for 71 tasks: what their tokens cost."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    cpu = torch.device("cpu")
+    net = in_fast_layout(untrained(options.network, options.width, options.window)[0], cpu)
+    windows = np.random.default_rng(0).standard_normal((1, *[options.window] * 3), dtype=np.float32)
+    precision = choose_precision(options.precision, cpu)
+    variants = {
+        str(n): lambda n=n: encode(net, windows, range(n), 0, cpu, precision) for n in (1, options.tasks)
+    }
+    seconds_of(variants, 1)  # the first passes are slower
+    best = seconds_of(variants, options.repeats)
+    for name, (wall, cpu_s) in best.items():
+        print(
+            f"  {name:>2} tasks: {wall:.3f} s wall, {cpu_s:.3f} s CPU ({cpu_s / best['1'][1]:.3f} of 1 task)"
         )
 
 
@@ -252,7 +272,7 @@ def copies(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the tables."""
-    tables = {f.__name__: f for f in (tasks, memory, cache, network, precision, copies)}
+    tables = {f.__name__: f for f in (tasks, tokens, memory, cache, network, precision, copies)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -262,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=96, help="of a cube in voxels")
     parser.add_argument("--shape", type=int, nargs=3, default=(603, 333, 333), help="z y x, of `memory`")
     parser.add_argument("--window", type=int, default=64)
-    parser.add_argument("--tasks", type=int, default=TASKS, help="of `memory`")
+    parser.add_argument("--tasks", type=int, default=TASKS, help="of `memory` and `tokens`")
     parser.add_argument("--budget-mib", type=int, default=DEFAULT_BUDGET_BYTES // 2**20)
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--repeats", type=int, default=3)

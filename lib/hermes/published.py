@@ -212,9 +212,9 @@ def _require_tensors(state_dict: Mapping[str, Tensor]) -> None:
             "A released checkpoint holds its weights under 'ema_model_state_dict'."
         )
         raise WeightsMismatchError(msg)
-    empty = [name for name, value in state_dict.items() if value.is_meta or not value.is_floating_point()]
-    if empty:
-        msg = f"Expected floating-point weights, got entries without values or of another type: {_listed(empty)}."
+    unusable = [name for name, value in state_dict.items() if value.is_meta or not value.is_floating_point()]
+    if unusable:
+        msg = f"Expected floating-point weights, got entries without values or of another type: {_listed(unusable)}."
         raise WeightsMismatchError(msg)
 
 

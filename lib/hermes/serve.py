@@ -23,7 +23,7 @@ APP = PROJECT / "apps" / "hermes"
 SAMPLE = PROJECT / "sample-data" / "campaign"
 SAMPLE_DATASET = "PhantomAbdomenCT"
 CAMPAIGNS = PROJECT / "campaigns"
-KNOWN = frozenset(setting.name for setting in SETTINGS)
+_KNOWN = frozenset(setting.name for setting in SETTINGS)
 _PAIR = re.compile(r"(\w+)=(.*?)(?=\s+\w+=|\s*$)", re.DOTALL)
 
 
@@ -40,9 +40,8 @@ def parse_conf(text: str) -> dict[str, str]:
     pairs: list[tuple[str, str]] = []
     for match in _PAIR.finditer(text):
         key, value = match.group(1), match.group(2).strip()
-        if (
-            pairs and pairs[-1][0] == "quotas" and key not in KNOWN
-        ):  # the last word of a structure and its number
+        # In quotas "kidney=40" may be the last word of a structure and its number.
+        if pairs and pairs[-1][0] == "quotas" and key not in _KNOWN:
             pairs[-1] = ("quotas", f"{pairs[-1][1]} {key}={value}")
         else:
             pairs.append((key, value))

@@ -276,7 +276,12 @@ class Parts:
 
 
 def _start_training() -> None:
-    training_guard.GuardedTask.run("train", {"model": MODEL})
+    try:
+        _, refusal = training_guard.GuardedTask.run("train", {"model": MODEL})
+    except HTTPException as error:  # as with train_mode=priors and nothing new in the labels
+        refusal = error.detail
+    if refusal:
+        logger.warning("The round does not begin: %s", refusal)
 
 
 def build(app_dir: str, studies: str, conf: Mapping[str, str]) -> Parts:

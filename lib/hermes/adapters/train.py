@@ -14,6 +14,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from hermes.adapters.images import paths_of
 from hermes.adapters.requests import round_options
 from hermes.adapters.training_guard import refuse_paths
+from hermes.campaign.records import RunState
 from hermes.errors import CancelledError
 from hermes.rounds import MODES, end_with_parent, run_round
 from hermes.workspace import Workspace
@@ -62,7 +63,8 @@ class HermesTrainTask(TrainTask):  # type: ignore[misc]
                 "phase": "failed",
                 "reason": "the training process did not begin, see the log of the server",
             }
-        reports = [run.report for run in self._workspace.campaign.runs() if run.report]
+        runs = self._workspace.campaign.runs()
+        reports = [run.report for run in runs if run.report and run.state is not RunState.IMPORTED]
         last = {"report": reports[-1]} if reports else {}
         return {
             "epoch": state.get("step", 0),

@@ -20,6 +20,12 @@ from hermes.workspace import Bindings, Workspace
 logger = logging.getLogger(__name__)
 
 
+NOTHING_NEW = (
+    "Expected labels of a structure that the serving model has not learned: mode 'priors' trains nothing "
+    "but the rows of new structures. Label one, or train with mode 'full'."
+)
+
+
 @dataclass(frozen=True)
 class CaseReader:
     """Prepares the cases of one version's label space; what was prepared before comes from the cache."""
@@ -116,12 +122,6 @@ def seen_labels(workspace: Workspace) -> set[int]:
     """Ids of the labels that a round which ended well has looked at."""
     done = (run for run in workspace.campaign.runs() if run.state is RunState.DONE)
     return {label_id for run in done for label_id in run.label_ids}
-
-
-NOTHING_NEW = (
-    "Expected labels of a structure that the serving model has not learned: mode 'priors' trains nothing "
-    "but the rows of new structures. Label one, or train with mode 'full'."
-)
 
 
 def require_cases(cases: Sequence[TrainingCase], skipped: Sequence[LeftOut]) -> None:

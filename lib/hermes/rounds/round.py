@@ -104,9 +104,14 @@ class _Start:
 
     @property
     def may_be_forgotten(self) -> tuple[int, ...]:
-        """Rows of structures that the serving model has learned and that not every case of the round teaches."""
-        learned = self.bindings.all_rows().keys() & self.manifest.learned_rows
-        return tuple(row for row in sorted(learned) if any(row not in case.annotated for case in self.cases))
+        """Rows that the serving model has learned and that a case of their modality does not teach."""
+        untaught = {
+            row
+            for case in self.cases
+            for row in self.bindings.rows_in(case.modality).values()
+            if row not in case.annotated
+        }
+        return tuple(sorted(untaught & self.manifest.learned_rows))
 
 
 class _Round:
