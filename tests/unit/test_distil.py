@@ -39,9 +39,11 @@ def toy_case(annotated: dict[int, int | None], name: str = "a") -> TrainingCase:
     return TrainingCase(CaseId(name), image, labels, annotated, Modality.CT)
 
 
-def sampled(*cases: TrainingCase, rows: tuple[int, ...], most: int = 4) -> Batch:
+def sampled(
+    *cases: TrainingCase, rows: tuple[int, ...], most: int = 4, rehearsed: tuple[int, ...] = ()
+) -> Batch:
     return PatchSampler(
-        cases, patch=PATCH, batch_size=4, seed=0, distil_rows=rows, distil_most=most
+        cases, patch=PATCH, batch_size=4, seed=0, distil_rows=rows, distil_most=most, rehearsed_rows=rehearsed
     ).batch(0)  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def test_the_teacher_is_asked_where_nobody_annotated() -> None:
         assert set(soft) == {1, 2}
         assert set(hard) <= {0, 3}
     assert not (batch.distilled & (batch.weights > 0)).any()
-    assert float(batch.masks[batch.distilled].sum()) == 0  # until the teacher answered
+    assert float(batch.masks[batch.distilled].sum()) == 0
     few = sampled(toy_case({0: 1}), rows=(1, 2, 3), most=1)
     assert few.distilled.sum(dim=1).tolist() == [1] * 4
     assert len({int(few.task_rows[b, few.distilled[b]]) for b in range(4)}) > 1
@@ -83,15 +85,34 @@ def test_a_teacher_does_not_change_what_else_is_drawn() -> None:
         assert torch.equal(taught.masks[b, hard], plain.masks[b, kept])
 
 
+def test_rehearsed_tasks_have_a_label_and_a_teacher() -> None:
+    case = toy_case({0: 1, 3: 2})
+    plain, taught = sampled(case, rows=(1, 2)), sampled(case, rows=(1, 2), rehearsed=(0, 1))
+    names = ("image", "masks", "weights", "task_rows", "task_mask", "beside")
+    assert all(torch.equal(getattr(plain, n), getattr(taught, n)) for n in names)
+    more = taught.distilled & ~plain.distilled
+    assert torch.equal(more, (taught.task_rows == 0) & (taught.weights > 0))
+    assert more.any()
+    assert taught.norms.distilled == plain.norms.distilled + int(more.sum())
+    student, teacher = toy_net(1).train(), Teacher(toy_net(), 1.0)
+    out = student(taught.image, taught.task_rows, taught.modality_rows, task_mask=taught.task_mask)
+    soft = distillation_loss(out.logits, teacher.answers(taught, precision="fp32"), taught.distilled)
+    both = batch_loss(student, taught, teacher=teacher).item()
+    assert both - batch_loss(student, taught).item() == pytest.approx(
+        soft.item() / taught.norms.distilled, rel=1e-4
+    )
+
+
 def test_targets_are_the_teachers_probabilities() -> None:
     net = toy_net()
     batch = sampled(toy_case({3: 2}), rows=(0, 1))
-    filled = Teacher(net, 1.0).fill(batch, precision="fp32")
+    masks = batch.masks.clone()
+    answers = Teacher(net, 1.0).answers(batch, precision="fp32")
     with torch.no_grad():
         answer = net(batch.image[:1], torch.tensor([[0, 1]]), batch.modality_rows[:1]).logits.sigmoid()
-    assert torch.equal(filled.masks[0, filled.distilled[0]], answer[0])
-    assert torch.equal(filled.masks[~batch.distilled], batch.masks[~batch.distilled])
-    assert not batch.masks[batch.distilled].any()  # the batch that was given is left alone
+    assert torch.equal(answers[0, batch.distilled[0]], answer[0])
+    assert not answers[~batch.distilled].any()
+    assert torch.equal(masks, batch.masks)  # the batch that was given is left alone
 
 
 def test_distilled_channels_have_no_gradient_without_a_teacher() -> None:

@@ -472,6 +472,27 @@ def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) ->
     assert seen == [(0.0, None, [], False), (0.5, 2, [1], True)]
 
 
+def test_what_got_no_new_label_is_rehearsed(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    campaign.workspace.add_structures([NewStructure("my organ", "liver")])
+    seen: list[Any] = []
+    untrained(monkeypatch)
+    fake = rounds.train
+
+    def train(net: Any, cases: Any, recipe: Any, *, teacher_rows: Any = (), **more: Any) -> Any:
+        seen.append((recipe.rehearsed_rows, tuple(teacher_rows)))
+        return fake(net, cases, recipe, **more)
+
+    monkeypatch.setattr(rounds, "train", train)
+    campaign.submit("a")
+    campaign.run()
+    campaign.submit("b", second="my organ")
+    campaign.run()  # the liver is labelled anew, the spleen is not
+    campaign.run()  # nothing is new: the labels are to be learned, not what was made of them
+    assert [rehearsed for rehearsed, _ in seen] == [(), (1,), ()]
+    assert 1 in seen[1][1]
+
+
 def test_curves_are_written_where_asked_for(play: Any) -> None:
     campaign = play(holdout_share="0", tensorboard="true")
     campaign.submit("a")

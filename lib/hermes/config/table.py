@@ -137,8 +137,8 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "distil",
-        "1",
-        "Weight of the loss that keeps what the serving model says of structures not annotated in a case, 0 to 100.",
+        "2",
+        "Weight of the loss that keeps what the serving model says of structures without a (new) label, 0 to 100.",
         number(0, 100),
     ),
     Setting(

@@ -19,14 +19,14 @@ class RoundOptions:
         steps: optimiser steps; None: as many as suit device and labels.
         mode: one of `MODES`.
         replay: how often a case of an earlier round is drawn beside one with a new label; 1: all alike.
-        distil: weight of the loss that keeps what the serving model says where nobody annotated; 0: none.
+        distil: weight of the loss that keeps what the serving model says where nobody annotated, or lately; 0: none.
         structures: that the round is for: it is refused when one of them occurs in no case.
     """
 
     steps: int | None = None
     mode: str = "full"
     replay: float = 1.0
-    distil: float = 1.0
+    distil: float = 2.0
     structures: tuple[StructureName, ...] = ()
 
     @classmethod

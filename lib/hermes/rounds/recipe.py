@@ -29,6 +29,7 @@ def choose_recipe(
     window: tuple[int, int, int],
     replay: float = 1.0,
     distil: float = 0.0,
+    rehearsed_rows: Sequence[int] = (),
 ) -> Recipe:
     """The recipe of arXiv 2306.02416, scaled to the device, the images and the number of cases.
 
@@ -41,6 +42,7 @@ def choose_recipe(
         replay: how often an earlier case is drawn beside a new one.
         distil: weight of what the serving model says, where there is something that it could forget; then the round
             is a gentle one.
+        rehearsed_rows: tasks for which the serving model speaks beside their labels.
     """
     gpu = device.type == "cuda"
     shapes = [case.image.shape for case in cases]
@@ -52,6 +54,7 @@ def choose_recipe(
         patch=settings.train_patch_voxels or fit_patch(shapes, largest=128 if gpu else max(window)),
         learning_rate=settings.learning_rate or recipe.learning_rate * (KEEPING_RATE if distil > 0 else 1),
         distil_weight=distil,
+        rehearsed_rows=tuple(rehearsed_rows),
         precision=choose_precision(settings.precision, device),
         # The sampler draws a dataset first, so its weight is that of all its cases together.
         dataset_weights={NEW: float(counts[NEW]), EARLIER: replay * counts[EARLIER]}

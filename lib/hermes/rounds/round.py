@@ -37,7 +37,7 @@ from hermes.rounds.gate import REFUSED, UNGATED, UNGATED_REASON, Verdict, judge
 from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
 from hermes.rounds.preflight import check_cases
-from hermes.rounds.recipe import choose_recipe, window_of
+from hermes.rounds.recipe import EARLIER, NEW, choose_recipe, window_of
 from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
 from hermes.rounds.watching import watched
@@ -103,15 +103,26 @@ class _Start:
     skipped: list[LeftOut]
 
     @property
+    def rehearsed(self) -> tuple[int, ...]:
+        """Rows that the serving model has learned and that only labels of earlier rounds teach, beside new labels.
+
+        Where all labels are new, or none, there are none: the labels alone say what is to be learned then.
+        """
+        new, earlier = (
+            {row for c in self.cases if c.dataset == d for row in c.annotated} for d in (NEW, EARLIER)
+        )
+        return tuple(sorted((earlier - new) & self.manifest.learned_rows)) if new else ()
+
+    @property
     def may_be_forgotten(self) -> tuple[int, ...]:
-        """Rows that the serving model has learned and that a case of their modality does not teach."""
+        """Rows that the serving model has learned and that a case of their modality does not teach, or that are rehearsed."""
         untaught = {
             row
             for case in self.cases
             for row in self.bindings.rows_in(case.modality).values()
             if row not in case.annotated
         }
-        return tuple(sorted(untaught & self.manifest.learned_rows))
+        return tuple(sorted((untaught & self.manifest.learned_rows).union(self.rehearsed)))
 
 
 class _Round:
@@ -193,7 +204,7 @@ class _Round:
         confirmed = self._workspace.campaign.confirmed.all()
         new_rows = add_rows(net, bindings.space, confirmed, seed=self._settings.seed)
         reader = CaseReader(self._workspace, manifest, bindings, self._image_path)
-        earlier = seen_labels(self._workspace) if self._options.replay != 1 else set()
+        earlier = seen_labels(self._workspace)
         labels = [label for label in self._labels.training if self._options.replay or label.id not in earlier]
         if not labels:
             msg = "Expected a label that no round has seen yet: replay 0 leaves out the others. Label an image, or set replay."
@@ -206,6 +217,7 @@ class _Round:
         recipe = choose_recipe(
             self._settings, start.cases, self._device, steps=self._options.steps, window=start.manifest.window,
             replay=self._options.replay, distil=self._options.distil if start.may_be_forgotten else 0.0,
+            rehearsed_rows=start.rehearsed,
         )  # fmt: skip
         if self._options.mode != "priors":
             return replace(recipe, trainable="decoder" if self._options.mode == "decoder" else "all")

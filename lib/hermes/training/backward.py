@@ -144,17 +144,16 @@ def batch_loss(
         precision: ``bf16`` for autocast.
         teacher: answers the distilled channels; without one they do not count.
     """
-    if teacher is not None:
-        batch = teacher.fill(batch, precision=precision)
+    answers = teacher.answers(batch, precision=precision) if teacher is not None else None
     bf16 = precision == "bf16"
     with torch.autocast(batch.image.device.type, dtype=torch.bfloat16, enabled=bf16):
         out = net(
             batch.image, batch.task_rows, batch.modality_rows,
             task_mask=batch.task_mask, modality_known=batch.modality_known, beside=batch.beside,
         )  # fmt: skip
-    loss = _task_losses(out.logits.float(), batch, teacher)
+    loss = _task_losses(out.logits.float(), batch, teacher, answers)
     if out.auxiliary_logits is not None:
-        auxiliary = _task_losses(out.auxiliary_logits.float(), batch, teacher)
+        auxiliary = _task_losses(out.auxiliary_logits.float(), batch, teacher, answers)
         loss = (1 - AUXILIARY_WEIGHT) * loss + AUXILIARY_WEIGHT * auxiliary
     modality = modality_loss(out.modality_logits.float(), batch.modality_rows, batch.modality_known)
     share = int(batch.modality_known.sum()) / max(1, batch.norms.modalities)
@@ -162,11 +161,11 @@ def batch_loss(
     return total
 
 
-def _task_losses(logits: Tensor, batch: Batch, teacher: Teacher | None) -> Tensor:
+def _task_losses(logits: Tensor, batch: Batch, teacher: Teacher | None, answers: Tensor | None) -> Tensor:
     dice, bce = segmentation_losses(logits, batch.masks, batch.weights)
     share = int(batch.weights.count_nonzero()) / max(1, batch.norms.annotated)
     loss: Tensor = share * (dice + bce)
-    if teacher is not None:
-        distilled = distillation_loss(logits, batch.masks, batch.distilled)
+    if teacher is not None and answers is not None:
+        distilled = distillation_loss(logits, answers, batch.distilled)
         loss = loss + teacher.weight / max(1, batch.norms.distilled) * distilled
     return loss

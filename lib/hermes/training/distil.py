@@ -1,11 +1,14 @@
-"""The serving model as a teacher: what it answers for old tasks is the target where nobody annotated them."""
+"""The serving model as a teacher of old tasks.
+
+What it answers is the target where nobody annotated them, and one beside the labels of tasks that are only rehearsed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hermes.training.sampling import Batch
 
@@ -23,12 +26,12 @@ class Teacher:
     weight: float
 
     @torch.no_grad()
-    def fill(self, batch: Batch, *, precision: str) -> Batch:
-        """The batch with the teacher's probabilities as masks of its distilled channels.
+    def answers(self, batch: Batch, *, precision: str) -> Tensor:
+        """The teacher's probabilities for the distilled channels of a batch, (B, n, D, H, W); 0 in the others.
 
         Each sample is asked for its own distilled rows only: rows that the teacher has not are never asked.
         """
-        masks = batch.masks.clone()
+        found = torch.zeros_like(batch.masks)
         bf16 = precision == "bf16"
         for b in range(batch.image.shape[0]):
             asked = batch.distilled[b]
@@ -39,5 +42,5 @@ class Teacher:
                     batch.image[b : b + 1], batch.task_rows[b : b + 1, asked], batch.modality_rows[b : b + 1],
                     modality_known=batch.modality_known[b : b + 1],
                 )  # fmt: skip
-            masks[b, asked] = out.logits[0].float().sigmoid()
-        return replace(batch, masks=masks)
+            found[b, asked] = out.logits[0].float().sigmoid()
+        return found

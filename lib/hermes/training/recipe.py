@@ -67,8 +67,10 @@ class Recipe:
         trainable: ``decoder``: all but the encoder (its priors are trained); ``priors``: only the task-prior rows of
             ``new_rows``. Everything else keeps its bits.
         new_rows: rows of new structures.
-        distil_weight: of what a teacher answers for tasks that were not annotated; 0: no teacher is asked.
-        distil_rows_per_sample: the teacher answers at most so many of its tasks per sample.
+        distil_weight: of what a teacher answers for its tasks; 0: no teacher is asked.
+        distil_rows_per_sample: for at most so many that are not annotated in a sample it answers.
+        rehearsed_rows: tasks that the teacher has learned and nobody has labelled since: where they are annotated it
+            answers as well, so that a few replayed cases are not learned by heart. Other labels may correct the teacher.
     """
 
     steps: int = 400
@@ -92,6 +94,7 @@ class Recipe:
     new_rows: tuple[int, ...] = ()
     distil_weight: float = 0.0
     distil_rows_per_sample: int = 4
+    rehearsed_rows: tuple[int, ...] = ()
 
     @classmethod
     def for_gpu(cls) -> Recipe:

@@ -33,7 +33,7 @@ class Norms:
 
     Attributes:
         annotated: channels with a hard label.
-        distilled: channels with the teacher's target.
+        distilled: channels with a target of the teacher.
         modalities: samples of known modality.
     """
 
@@ -48,11 +48,11 @@ class Batch:
 
     Attributes:
         image: (B, 1, D, H, W) float32.
-        masks: (B, n, D, H, W) float32 in [0, 1].
+        masks: (B, n, D, H, W) float32, 1 in the structures of annotated tasks.
         weights: (B, n) float32: 1 for an annotated task, else 0.
         task_rows: (B, n) int64; padded entries are 0 and switched off by ``task_mask``.
         task_mask: (B, n) bool, True where a task was asked.
-        distilled: (B, n) bool, True where the teacher gives the target; ``masks`` are 0 until it did.
+        distilled: (B, n) bool, True where the teacher gives a target: the only one, or beside the label.
         beside: (B, n) bool, True for a task that is asked beside the others and learns nothing.
         modality_rows: (B,) int64; 0 where unknown.
         modality_known: (B,) bool.
@@ -103,12 +103,12 @@ class _Plan:
     centre: NDArray[np.float64]
     augmentation: Augmentation
     hard: Mapping[int, int | None]  # row -> label value
-    soft: tuple[int, ...]  # rows that the teacher answers
+    soft: tuple[int, ...]  # rows that the teacher answers, some of them perhaps hard as well
     beside: tuple[int, ...]  # rows without a target
 
     @property
     def rows(self) -> list[int]:
-        return sorted((*self.hard, *self.soft, *self.beside))
+        return sorted({*self.hard, *self.soft, *self.beside})
 
 
 class PatchSampler:
@@ -125,6 +125,7 @@ class PatchSampler:
         dataset_weights: Mapping[str, float] | None = None,
         distil_rows: Sequence[int] = (),
         distil_most: int = 4,
+        rehearsed_rows: Sequence[int] = (),
         beside_most: int = 8,
     ) -> None:
         """Prepare the foreground index of every case.
@@ -138,6 +139,7 @@ class PatchSampler:
             dataset_weights: how often each dataset is drawn; 1 where nothing is said.
             distil_rows: rows for which a teacher answers where a case has no annotation of them.
             distil_most: so many of them per sample at most, drawn anew each time.
+            rehearsed_rows: rows for which a teacher answers as well where a case has an annotation of them.
             beside_most: so many of the other tasks that any case has annotated are asked beside at most.
 
         Raises:
@@ -150,6 +152,7 @@ class PatchSampler:
         self._patch, self._batch_size, self._seed = patch, batch_size, seed
         self._ranges = augmentation
         self._distil_rows, self._distil_most = tuple(distil_rows), distil_most
+        self._rehearsed_rows = frozenset(rehearsed_rows)
         self._known_rows = sorted({row for case in self._cases for row in case.annotated})
         self._beside_most = beside_most
         self._index = [
@@ -179,7 +182,8 @@ class PatchSampler:
             rows = [rows[i] for i in sorted(kept)]
         soft = self._soft(case, step, place)
         beside = self._beside(case, soft, step, place)
-        return _Plan(case, centre, augmentation, {r: case.annotated[r] for r in rows}, soft, beside)
+        taught = (*soft, *(row for row in rows if row in self._rehearsed_rows))
+        return _Plan(case, centre, augmentation, {r: case.annotated[r] for r in rows}, taught, beside)
 
     def _soft(self, case: TrainingCase, step: int, place: int) -> tuple[int, ...]:
         """Rows of this sample for the teacher; a stream of its own, so that the others stay as they are."""
@@ -252,12 +256,12 @@ def _collate(plans: Sequence[_Plan], chosen: Sequence[_Plan], patch: tuple[int, 
     images = torch.empty(count, 1, *patch)
     masks = torch.zeros(count, width, *patch)
     task_rows = torch.zeros(count, width, dtype=torch.int64)
-    task_mask, distilled, beside = torch.zeros(3, count, width, dtype=torch.bool)
+    task_mask, hard, distilled, beside = torch.zeros(4, count, width, dtype=torch.bool)
     for b, plan in enumerate(chosen):
         images[b, 0], labels = _cut(plan.case, plan.centre, plan.augmentation, patch)
         for k, row in enumerate(plan.rows):
             task_rows[b, k], task_mask[b, k] = row, True
-            distilled[b, k], beside[b, k] = row in plan.soft, row in plan.beside
+            hard[b, k], distilled[b, k], beside[b, k] = row in plan.hard, row in plan.soft, row in plan.beside
             value = plan.hard.get(row)
             if value is not None:
                 masks[b, k] = labels == value
@@ -265,7 +269,7 @@ def _collate(plans: Sequence[_Plan], chosen: Sequence[_Plan], patch: tuple[int, 
     return Batch(
         image=images,
         masks=masks,
-        weights=(task_mask & ~distilled & ~beside).float(),
+        weights=hard.float(),
         task_rows=task_rows,
         task_mask=task_mask,
         distilled=distilled,

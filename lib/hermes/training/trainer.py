@@ -80,8 +80,8 @@ def train(
         resume: where the state is kept; a run of the same key goes on from it.
         monitor: is told losses, rates and pictures.
         row_groups: row -> name of its curve in the monitor.
-        teacher: the serving model; answers ``teacher_rows`` where a case has no annotation of them, when
-            ``recipe.distil_weight`` is positive. Not changed.
+        teacher: the serving model; answers ``teacher_rows`` where a case has no annotation of them, and
+            ``recipe.rehearsed_rows`` where it has, when ``recipe.distil_weight`` is positive. Not changed.
         teacher_rows: rows that the teacher has learned.
 
     Raises:
@@ -111,6 +111,7 @@ def _sampler(
         dataset_weights=recipe.dataset_weights,
         distil_rows=distil_rows,
         distil_most=recipe.distil_rows_per_sample,
+        rehearsed_rows=recipe.rehearsed_rows if distil_rows else (),
     )
 
 
