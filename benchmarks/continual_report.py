@@ -114,10 +114,10 @@ def lines_of(
 
 
 def draw(groups: Groups, path: Path) -> None:
-    """A PNG of six panels, of those that were measured."""
-    figure = Figure(figsize=(15, 8), layout="constrained")
+    """A PNG with a panel for each that was measured."""
+    figure = Figure(figsize=(20, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    places = iter(figure.subplots(2, 3).flat)
+    places = iter(figure.subplots(2, 4).flat)
     for benchmark, title in (("synergy", "One model for all, or one each"), ("real", "The same on real images"),
                              ("partial", "One of three structures labelled")):  # fmt: skip
         if select(groups, benchmark):
@@ -129,6 +129,13 @@ def draw(groups: Groups, path: Path) -> None:
     if new:
         lines_of(next(places), new, "Two structures added: the new ones", "cases")
         lines_of(next(places), old, "Two structures added: the old ones", "cases")
+    played: dict[str, dict[float, Sequence[float]]] = {"old structures": {}, "new structures": {}}
+    for (number,), values in select(groups, "rounds").items():
+        for name, dice in zip(played, (values.get("old"), values.get("new")), strict=True):
+            if dice:
+                played[name][number] = dice
+    if any(played.values()):
+        lines_of(next(places), played, "Five rounds of two new cases, without a gate", "round")
     transfer: dict[str, dict[float, Sequence[float]]] = defaultdict(dict)
     for (start, cases), values in select(groups, "transfer").items():
         transfer[start][cases] = values["dice"]
