@@ -44,8 +44,15 @@ serve: install  ## the server: STUDIES=DIR, a DICOMweb URL or pacs (default: a c
 demo: install  ## an annotator played over HTTP for several rounds: DATA=DIR (images/ and labels/) OUT=demo-out
 	@$(PY) -m hermes.demo --data "$(DATA)" --out "$(OUT)" --conf "$(CONF)" $(DEMO)
 
+# Tests that share nothing run two at a time; servers, the PACS and browsers have the machine for themselves.
+ALONGSIDE := tests/unit tests/property
 test: install  ## all tests; TESTS=tests/unit for a part
+ifeq ($(TESTS),tests)
+	@$(PY) -m pytest -n 2 $(ALONGSIDE)
+	@$(PY) -m pytest $(addprefix --ignore=,$(ALONGSIDE)) tests
+else
 	@$(PY) -m pytest $(TESTS)
+endif
 
 check: install lint types test  ## format, lint, types, tests: what CI runs
 
