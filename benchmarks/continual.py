@@ -172,7 +172,8 @@ def partial(lines: Lines, given: argparse.Namespace) -> None:
     background = [replace(c, annotated={row: c.annotated.get(row) for row in rows.values()}) for c in one]
     for name, data in (("all labelled", full), ("one of three", one), ("missing is background", background)):
         net, cpu = fit(fresh(len(rows), given.seed), data, recipe(2 * given.steps), given.seed)
-        lines.add(labels=name, dice=score(net, NEW, rows), cpu_s=cpu)
+        found = scores(net, NEW, rows)
+        lines.add(labels=name, dice=float(np.mean(list(found.values()))), cpu_s=cpu, **found)
 
 
 def base(
