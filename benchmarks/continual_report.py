@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def bars(axes: Axes, groups: Groups, benchmark: str, title: str) -> None:
             yerr=[spread(f) for f in found],
             label=model,
         )
-    axes.set_xticks(range(len(datasets)), [d.removeprefix("Phantom") for d in datasets], fontsize=7)
+    axes.set_xticks(
+        range(len(datasets)), [d.removeprefix("Phantom").replace(" ", "\n") for d in datasets], fontsize=7
+    )
     axes.set_title(title)
     axes.legend(fontsize=7)
 
@@ -113,37 +116,44 @@ def lines_of(
     axes.legend(fontsize=7)
 
 
-def draw(groups: Groups, path: Path) -> None:
-    """A PNG with a panel for each that was measured."""
-    figure = Figure(figsize=(20, 8), layout="constrained")
-    FigureCanvasAgg(figure)
-    places = iter(figure.subplots(2, 4).flat)
+def panels_of(groups: Groups) -> Iterator[Callable[[Axes], None]]:
+    """What draws each panel, of those that were measured."""
     for benchmark, title in (("synergy", "One model for all, or one each"), ("real", "The same on real images"),
                              ("partial", "One of three structures labelled")):  # fmt: skip
         if select(groups, benchmark):
-            bars(next(places), groups, benchmark, title)
+            yield partial(bars, groups=groups, benchmark=benchmark, title=title)
     new, old = defaultdict(dict), defaultdict(dict)  # type: ignore[var-annotated]
     for key, values in select(groups, "incremental").items():
         if len(key) == 2:
             new[key[0]][key[1]], old[key[0]][key[1]] = values["new"], values["old"]
-    if new:
-        lines_of(next(places), new, "Two structures added: the new ones", "cases")
-        lines_of(next(places), old, "Two structures added: the old ones", "cases")
-    played: dict[str, dict[float, Sequence[float]]] = {"old structures": {}, "new structures": {}}
+    for curves, which in ((new, "new"), (old, "old")):
+        if curves:
+            title = f"Two structures added: the {which} ones"
+            yield partial(lines_of, curves=curves, title=title, below="cases")
+    played: dict[str, dict[float, Sequence[float]]] = defaultdict(dict)
     for (number,), values in select(groups, "rounds").items():
-        for name, dice in zip(played, (values.get("old"), values.get("new")), strict=True):
-            if dice:
-                played[name][number] = dice
-    if any(played.values()):
-        lines_of(next(places), played, "Five rounds of two new cases, without a gate", "round")
+        for name in ("old", "new"):
+            if values.get(name):
+                played[f"{name} structures"][number] = values[name]
+    if played:
+        yield partial(lines_of, curves=played, title="Five rounds, without a gate", below="round")
     transfer: dict[str, dict[float, Sequence[float]]] = defaultdict(dict)
     for (start, cases), values in select(groups, "transfer").items():
         transfer[start][cases] = values["dice"]
     if transfer:
-        lines_of(next(places), transfer, "An unseen dataset", "cases")
-    for axes in places:
-        axes.set_visible(False)
-    for axes in figure.axes:
+        yield partial(lines_of, curves=transfer, title="An unseen dataset", below="cases")
+
+
+def draw(groups: Groups, path: Path) -> None:
+    """A PNG with a panel for each that was measured."""
+    panels = list(panels_of(groups))
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        panel(axes)
         axes.set_ylabel("Dice")
         axes.set_ylim(0, 1)
     figure.savefig(path, dpi=80)
