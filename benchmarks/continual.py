@@ -89,7 +89,12 @@ def cases(
 
 def score(net: UniversalNetwork, name: str, rows: Rows, structures: Sequence[str] | None = None) -> float:
     """Mean Dice on unseen phantoms, over the structures that occur in them."""
-    return float(np.mean(list(scores(net, name, rows, structures).values())))
+    return mean(scores(net, name, rows, structures))
+
+
+def mean(found: Mapping[str, float]) -> float:
+    """Over the structures."""
+    return float(np.mean(list(found.values())))
 
 
 def scores(
@@ -173,7 +178,7 @@ def partial(lines: Lines, given: argparse.Namespace) -> None:
     for name, data in (("all labelled", full), ("one of three", one), ("missing is background", background)):
         net, cpu = fit(fresh(len(rows), given.seed), data, recipe(2 * given.steps), given.seed)
         found = scores(net, NEW, rows)
-        lines.add(labels=name, dice=float(np.mean(list(found.values()))), cpu_s=cpu, **found)
+        lines.add(labels=name, dice=mean(found), cpu_s=cpu, **found)
 
 
 def base(
@@ -204,7 +209,7 @@ def flat(found: Sequence[Mapping[str, float]]) -> list[float]:
 
 def mean_of_means(found: Sequence[Mapping[str, float]]) -> float:
     """The mean over datasets of the mean over structures."""
-    return float(np.mean([np.mean(list(one.values())) for one in found]))
+    return float(np.mean([mean(one) for one in found]))
 
 
 def old_dice(net: UniversalNetwork, rows: Rows) -> float:
@@ -241,7 +246,7 @@ def incremental(lines: Lines, given: argparse.Namespace) -> None:
             net, cpu = fit(copy.deepcopy(start), data, how, given.seed, **more)
             found = scores(net, NEW, rows, ADDED)
             after = old_dice(net, rows)
-            lines.add(mode=mode, cases=count, new=float(np.mean(list(found.values()))), old=after,
+            lines.add(mode=mode, cases=count, new=mean(found), old=after,
                       forgotten=before - after, cpu_s=cpu, steps=how.steps, **found)  # fmt: skip
 
 
@@ -278,7 +283,7 @@ def rounds(lines: Lines, given: argparse.Namespace) -> None:
         net, cpu = fit(net, data, how, given.seed + number, teacher=copy.deepcopy(net), teacher_rows=known)
         after, found = each_old(net, rows), scores(net, NEW, rows, ADDED)
         worst = min(a - b for a, b in zip(flat(after), flat(before), strict=True))
-        lines.add(round=number, new=float(np.mean(list(found.values()))), old=mean_of_means(after),
+        lines.add(round=number, new=mean(found), old=mean_of_means(after),
                   worst_task_change=worst, steps=how.steps, cpu_s=cpu, **found)  # fmt: skip
 
 

@@ -489,7 +489,10 @@ def test_what_got_no_new_label_is_rehearsed(play: Any, monkeypatch: Any) -> None
     campaign.submit("b", second="my organ")
     campaign.run()  # the liver is labelled anew, the spleen is not
     campaign.run()  # nothing is new: the labels are to be learned, not what was made of them
-    assert [rehearsed for rehearsed, _ in seen] == [(), (1,), ()]
+    campaign.workspace.rollback("base")
+    campaign.submit("c", second="my organ")
+    campaign.run()  # the spleen's label is an old one, but not to the model that serves again
+    assert [rehearsed for rehearsed, _ in seen] == [(), (1,), (), ()]
     assert 1 in seen[1][1]
 
 

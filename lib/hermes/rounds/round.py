@@ -37,7 +37,7 @@ from hermes.rounds.gate import REFUSED, UNGATED, UNGATED_REASON, Verdict, judge
 from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
 from hermes.rounds.preflight import check_cases
-from hermes.rounds.recipe import EARLIER, NEW, choose_recipe, window_of
+from hermes.rounds.recipe import choose_recipe, window_of
 from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
 from hermes.rounds.watching import watched
@@ -104,14 +104,16 @@ class _Start:
 
     @property
     def rehearsed(self) -> tuple[int, ...]:
-        """Rows that the serving model has learned and that only labels of earlier rounds teach, beside new labels.
+        """Learned rows of which the serving model was trained on every label, in a round that has labels of others.
 
-        Where all labels are new, or none, there are none: the labels alone say what is to be learned then.
+        A label that it was not trained on may correct it, also one that a refused or withdrawn version has seen.
         """
-        new, earlier = (
-            {row for c in self.cases if c.dataset == d for row in c.annotated} for d in (NEW, EARLIER)
-        )
-        return tuple(sorted((earlier - new) & self.manifest.learned_rows)) if new else ()
+        learned = {used.label_id for used in self.manifest.trained_on} - {None}
+        known, new = set[int](), set[int]()
+        for case in self.cases:
+            of_it = case.source is not None and case.source.label_id in learned
+            (known if of_it else new).update(case.annotated)
+        return tuple(sorted((known - new) & self.manifest.learned_rows)) if new else ()
 
     @property
     def may_be_forgotten(self) -> tuple[int, ...]:
@@ -204,7 +206,7 @@ class _Round:
         confirmed = self._workspace.campaign.confirmed.all()
         new_rows = add_rows(net, bindings.space, confirmed, seed=self._settings.seed)
         reader = CaseReader(self._workspace, manifest, bindings, self._image_path)
-        earlier = seen_labels(self._workspace)
+        earlier = seen_labels(self._workspace) if self._options.replay != 1 else set()
         labels = [label for label in self._labels.training if self._options.replay or label.id not in earlier]
         if not labels:
             msg = "Expected a label that no round has seen yet: replay 0 leaves out the others. Label an image, or set replay."

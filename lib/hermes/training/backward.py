@@ -151,9 +151,10 @@ def batch_loss(
             batch.image, batch.task_rows, batch.modality_rows,
             task_mask=batch.task_mask, modality_known=batch.modality_known, beside=batch.beside,
         )  # fmt: skip
-    loss = _task_losses(out.logits.float(), batch, teacher, answers)
+    weight = teacher.weight if teacher is not None else 0.0
+    loss = _task_losses(out.logits.float(), batch, answers, weight)
     if out.auxiliary_logits is not None:
-        auxiliary = _task_losses(out.auxiliary_logits.float(), batch, teacher, answers)
+        auxiliary = _task_losses(out.auxiliary_logits.float(), batch, answers, weight)
         loss = (1 - AUXILIARY_WEIGHT) * loss + AUXILIARY_WEIGHT * auxiliary
     modality = modality_loss(out.modality_logits.float(), batch.modality_rows, batch.modality_known)
     share = int(batch.modality_known.sum()) / max(1, batch.norms.modalities)
@@ -161,11 +162,11 @@ def batch_loss(
     return total
 
 
-def _task_losses(logits: Tensor, batch: Batch, teacher: Teacher | None, answers: Tensor | None) -> Tensor:
+def _task_losses(logits: Tensor, batch: Batch, answers: Tensor | None, weight: float) -> Tensor:
     dice, bce = segmentation_losses(logits, batch.masks, batch.weights)
     share = int(batch.weights.count_nonzero()) / max(1, batch.norms.annotated)
     loss: Tensor = share * (dice + bce)
-    if teacher is not None and answers is not None:
+    if answers is not None:
         distilled = distillation_loss(logits, answers, batch.distilled)
-        loss = loss + teacher.weight / max(1, batch.norms.distilled) * distilled
+        loss = loss + weight / max(1, batch.norms.distilled) * distilled
     return loss
