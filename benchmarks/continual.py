@@ -207,6 +207,12 @@ def flat(found: Sequence[Mapping[str, float]]) -> list[float]:
     return [dice for one in found for dice in one.values()]
 
 
+def named(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each structure of each old dataset."""
+    each = zip(OLD, found, strict=True)
+    return {f"{structure}@{name}": round(dice, 4) for name, one in each for structure, dice in one.items()}
+
+
 def mean_of_means(found: Sequence[Mapping[str, float]]) -> float:
     """The mean over datasets of the mean over structures."""
     return float(np.mean([mean(one) for one in found]))
@@ -217,7 +223,14 @@ def old_dice(net: UniversalNetwork, rows: Rows) -> float:
     return mean_of_means(each_old(net, rows))
 
 
-MODES = ("full", "full, replay", "full, distillation", "frozen encoder", "priors only")
+MODES = (
+    "full",
+    "full, replay",
+    "full, distillation",
+    "full, replay, distillation",
+    "frozen encoder",
+    "priors only",
+)
 
 
 def incremental(lines: Lines, given: argparse.Namespace) -> None:
@@ -242,7 +255,7 @@ def incremental(lines: Lines, given: argparse.Namespace) -> None:
                 how = replace(how, dataset_weights={NEW: float(len(OLD)), **dict.fromkeys(OLD, 1.0)})
             if "distillation" in mode:
                 how = replace(how, distil_weight=DISTIL)
-                more = {"teacher": copy.deepcopy(start), "teacher_rows": tuple(range(first))}
+                more = {"teachers": [(copy.deepcopy(start), tuple(range(first)))]}
             net, cpu = fit(copy.deepcopy(start), data, how, given.seed, **more)
             found = scores(net, NEW, rows, ADDED)
             after = old_dice(net, rows)
@@ -263,15 +276,17 @@ def with_added(
 def rounds(lines: Lines, given: argparse.Namespace) -> None:
     """Five rounds of two new cases each with what a campaign does by default, but for the gate: every round counts.
 
-    All labels are replayed alike, a third of those that the base was trained on among them; the model of the round
-    before answers for what is not annotated in a case, and for the old structures also where it is; the rate is a third.
+    All labels are replayed alike, a third of those that the base was trained on among them. The base answers for the old
+    structures, beside the labels as well: it was the last to learn them. The model of the round before answers for the
+    new ones where they are not annotated. The rate is a third.
     """
     net, rows, old_cases = base(given)
     old = [one for one in old_cases if int(one.case_id.rsplit("-", 1)[1]) % 1000 < OLD_PER_DATASET]
     before = each_old(net, rows)
-    lines.add(round=0, old=mean_of_means(before))
+    lines.add(round=0, old=mean_of_means(before), each=named(before))
     learned = len(rows)
     rows = with_added(net, rows, given.seed)
+    start = copy.deepcopy(net)
     for number in range(1, ROUNDS + 1):
         data = old + cases(NEW, rows, 2 * number, given.seed, ADDED)
         counts = {name: float(sum(one.dataset == name for one in data)) for name in (*OLD, NEW)}
@@ -279,12 +294,14 @@ def rounds(lines: Lines, given: argparse.Namespace) -> None:
         rate = how.learning_rate * KEEPING_RATE
         how = replace(how, steps=how.steps_for(len(data)), learning_rate=rate, distil_weight=DISTIL,
                       rehearsed_rows=tuple(range(learned)))  # fmt: skip
-        known = tuple(range(len(rows) if number > 1 else learned))
-        net, cpu = fit(net, data, how, given.seed + number, teacher=copy.deepcopy(net), teacher_rows=known)
+        teachers = [(start, how.rehearsed_rows)]
+        if number > 1:
+            teachers.append((copy.deepcopy(net), tuple(range(learned, len(rows)))))
+        net, cpu = fit(net, data, how, given.seed + number, teachers=teachers)
         after, found = each_old(net, rows), scores(net, NEW, rows, ADDED)
         worst = min(a - b for a, b in zip(flat(after), flat(before), strict=True))
         lines.add(round=number, new=mean(found), old=mean_of_means(after),
-                  worst_task_change=worst, steps=how.steps, cpu_s=cpu, **found)  # fmt: skip
+                  worst_task_change=worst, steps=how.steps, cpu_s=cpu, each=named(after), **found)  # fmt: skip
 
 
 def transfer(lines: Lines, given: argparse.Namespace) -> None:

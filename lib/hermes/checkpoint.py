@@ -58,6 +58,21 @@ class UsedCase:
 
 
 @dataclass(frozen=True)
+class LearnedIn:
+    """The version that was the last to learn some tasks from labels.
+
+    Attributes:
+        version: its name.
+        sha256: of its weights file.
+        rows: of the label space.
+    """
+
+    version: str
+    sha256: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a version is.
 
@@ -73,6 +88,7 @@ class Manifest:
         trained_on: the cases it was trained on; an image with labels of several annotators is there once for each.
         held_out: the cases it was measured on.
         trained_rows: rows of the label space that have been learned; None: all of them.
+        learned_in: of tasks that this version only keeps, which one learned them; the others are its own.
         settings: the effective settings of the training.
         seed: of the training.
         code_version: of this package, see :func:`code_version`.
@@ -92,6 +108,7 @@ class Manifest:
     trained_on: tuple[UsedCase, ...] = ()
     held_out: tuple[UsedCase, ...] = ()
     trained_rows: tuple[int, ...] | None = None
+    learned_in: tuple[LearnedIn, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     code_version: str = ""
@@ -120,6 +137,7 @@ class Manifest:
         data["preparation"] = self.preparation.to_json()
         for name in ("trained_on", "held_out"):
             data[name] = [dataclasses.asdict(case) for case in data[name]]
+        data["learned_in"] = [dataclasses.asdict(one) for one in self.learned_in]
         return {"format_version": FORMAT_VERSION, **data}
 
     @classmethod
@@ -141,6 +159,10 @@ class Manifest:
             values["window"] = (z, y, x)
             for name in ("trained_on", "held_out"):
                 values[name] = tuple(_used_case(entry) for entry in values.get(name, ()))
+            values["learned_in"] = tuple(
+                LearnedIn(one["version"], one["sha256"], tuple(int(row) for row in one["rows"]))
+                for one in values.get("learned_in", ())
+            )
             rows = values.get("trained_rows")
             values["trained_rows"] = None if rows is None else tuple(int(row) for row in rows)
             return cls(**values)

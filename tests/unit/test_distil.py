@@ -47,6 +47,10 @@ def sampled(
     ).batch(0)  # fmt: skip
 
 
+def taught_by(net: UniversalNetwork, weight: float) -> Teacher:
+    return Teacher([(net, range(4))], weight)
+
+
 def test_the_loss_is_zero_where_student_and_teacher_agree() -> None:
     logits = (3 * torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
     both = torch.ones(1, 2, dtype=torch.bool)
@@ -94,7 +98,7 @@ def test_rehearsed_tasks_have_a_label_and_a_teacher() -> None:
     assert torch.equal(more, (taught.task_rows == 0) & (taught.weights > 0))
     assert more.any()
     assert taught.norms.distilled == plain.norms.distilled + int(more.sum())
-    student, teacher = toy_net(1).train(), Teacher(toy_net(), 1.0)
+    student, teacher = toy_net(1).train(), taught_by(toy_net(), 1.0)
     out = student(taught.image, taught.task_rows, taught.modality_rows, task_mask=taught.task_mask)
     soft = distillation_loss(out.logits, teacher.answers(taught, precision="fp32"), taught.distilled)
     both = batch_loss(student, taught, teacher=teacher).item()
@@ -107,12 +111,24 @@ def test_targets_are_the_teachers_probabilities() -> None:
     net = toy_net()
     batch = sampled(toy_case({3: 2}), rows=(0, 1))
     masks = batch.masks.clone()
-    answers = Teacher(net, 1.0).answers(batch, precision="fp32")
+    answers = taught_by(net, 1.0).answers(batch, precision="fp32")
     with torch.no_grad():
         answer = net(batch.image[:1], torch.tensor([[0, 1]]), batch.modality_rows[:1]).logits.sigmoid()
     assert torch.equal(answers[0, batch.distilled[0]], answer[0])
     assert not answers[~batch.distilled].any()
     assert torch.equal(masks, batch.masks)  # the batch that was given is left alone
+
+
+def test_each_task_is_answered_by_its_own_teacher() -> None:
+    one, other = toy_net(), toy_net(1)
+    batch = sampled(toy_case({3: 2}), rows=(0, 1, 2))
+    answers = Teacher([(one, (0, 2)), (other, (1,))], 1.0).answers(batch, precision="fp32")
+    second = batch.task_rows == 1
+    for net, its in ((one, batch.distilled & ~second), (other, batch.distilled & second)):
+        assert its.any()
+        alone = taught_by(net, 1.0).answers(replace(batch, distilled=its), precision="fp32")
+        assert torch.equal(answers[its], alone[its])
+    assert not answers[~batch.distilled].any()
 
 
 def test_distilled_channels_have_no_gradient_without_a_teacher() -> None:
@@ -128,7 +144,7 @@ def test_the_weight_scales_what_the_teacher_says() -> None:
     student, teacher = toy_net(1).train(), toy_net()
     batch = sampled(toy_case({3: 2}), rows=(0, 1))
     none, one, two = (
-        batch_loss(student, batch, teacher=Teacher(teacher, weight)).item() for weight in (0.0, 1.0, 2.0)
+        batch_loss(student, batch, teacher=taught_by(teacher, weight)).item() for weight in (0.0, 1.0, 2.0)
     )
     assert one > none
     assert two - none == pytest.approx(2 * (one - none), rel=1e-4)
@@ -136,7 +152,7 @@ def test_the_weight_scales_what_the_teacher_says() -> None:
 
 
 def test_parts_of_a_taught_batch_add_up() -> None:
-    student, teacher = toy_net(1).train(), Teacher(toy_net(), 0.7)
+    student, teacher = toy_net(1).train(), taught_by(toy_net(), 0.7)
     batch = sampled(toy_case({3: 2}), toy_case({0: 1, 1: 2}, "b"), rows=(0, 1, 2))
     whole = batch_loss(student, batch, teacher=teacher).item()
     parts = sum(batch_loss(student, batch.part(i, i + 1), teacher=teacher).item() for i in range(4))
@@ -153,7 +169,7 @@ def test_old_tasks_stay_nearer_with_a_teacher() -> None:
         )
         trained = train(
             copy.deepcopy(old), [toy_case({3: 2})], recipe, device=CPU, seed=0,
-            teacher=copy.deepcopy(old), teacher_rows=(0, 1, 2),
+            teachers=[(copy.deepcopy(old), (0, 1, 2))],
         ).net  # fmt: skip
         image = torch.from_numpy(np.asarray(toy_case({3: 2}).image))[None, None]
         with torch.no_grad():

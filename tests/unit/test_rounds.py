@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,15 +16,17 @@ import pytest
 import torch
 
 from hermes.campaign.records import RunState, VersionState
-from hermes.checkpoint import Manifest, UsedCase, load_checkpoint, read_manifest, save_checkpoint
+from hermes.checkpoint import LearnedIn, Manifest, UsedCase, load_checkpoint, read_manifest, save_checkpoint
 from hermes.config import from_conf
 from hermes.errors import CancelledError, ConflictError, NotFoundError, NothingToTrainError
 from hermes.geometry import Grid
 from hermes.labels.space import LabelSpace, Task
 from hermes.model import NetworkConfig, build_network
+from hermes.publish import Serving
 from hermes.records import LabelMap, NewStructure
 from hermes.rounds import Ahead, RoundOptions, preflight_of, require_labels, run_round
 from hermes.rounds import round as rounds
+from hermes.rounds.teachers import choose_teachers
 from hermes.submission import Submission
 from hermes.training.recipe import Recipe
 from hermes.training.report import TrainingResult
@@ -457,11 +460,9 @@ def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) ->
     untrained(monkeypatch)
     fake = rounds.train
 
-    def train(
-        net: Any, cases: Any, recipe: Any, *, teacher: Any = None, teacher_rows: Any = (), **more: Any
-    ) -> Any:
+    def train(net: Any, cases: Any, recipe: Any, *, teachers: Any, **more: Any) -> Any:
         gentle = recipe.learning_rate < Recipe.for_cpu().learning_rate
-        seen.append((recipe.distil_weight, teacher and teacher.config.tasks, list(teacher_rows), gentle))
+        seen.append((recipe.distil_weight, [(net.config.tasks, rows) for net, rows in teachers], gentle))
         return fake(net, cases, recipe, **more)
 
     monkeypatch.setattr(rounds, "train", train)
@@ -469,7 +470,7 @@ def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) ->
     workspace.rollback("base")
     campaign.run(distil=0.5)
     # Row 0 is annotated in every case, "my organ" is what nobody has learned yet.
-    assert seen == [(0.0, None, [], False), (0.5, 2, [1], True)]
+    assert seen == [(0.0, [], False), (0.5, [(2, (1,))], True)]
 
 
 def test_what_got_no_new_label_is_rehearsed(play: Any, monkeypatch: Any) -> None:
@@ -479,8 +480,8 @@ def test_what_got_no_new_label_is_rehearsed(play: Any, monkeypatch: Any) -> None
     untrained(monkeypatch)
     fake = rounds.train
 
-    def train(net: Any, cases: Any, recipe: Any, *, teacher_rows: Any = (), **more: Any) -> Any:
-        seen.append((recipe.rehearsed_rows, tuple(teacher_rows)))
+    def train(net: Any, cases: Any, recipe: Any, *, teachers: Any, **more: Any) -> Any:
+        seen.append((recipe.rehearsed_rows, [row for _, rows in teachers for row in rows]))
         return fake(net, cases, recipe, **more)
 
     monkeypatch.setattr(rounds, "train", train)
@@ -494,6 +495,91 @@ def test_what_got_no_new_label_is_rehearsed(play: Any, monkeypatch: Any) -> None
     campaign.run()  # the spleen's label is an old one, but not to the model that serves again
     assert [rehearsed for rehearsed, _ in seen] == [(), (1,), (), ()]
     assert 1 in seen[1][1]
+
+
+def test_who_learned_a_structure_last_answers_for_it(play: Any, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    workspace = campaign.workspace
+    workspace.add_structures([NewStructure("my organ", "liver")])
+    liver, spleen, organ = 0, 1, 2
+    asked: list[Any] = []
+    untrained(monkeypatch)
+    choose = rounds.choose_teachers
+
+    def spied(*given: Any) -> Any:
+        found = choose(*given)
+        asked.append({one.version: one.rows for one in found})
+        return found
+
+    monkeypatch.setattr(rounds, "choose_teachers", spied)
+
+    def learned_in() -> dict[str, tuple[int, ...]]:
+        return {one.version: one.rows for one in workspace.load_serving()[2].learned_in}
+
+    campaign.submit("a")
+    first = campaign.run().version
+    assert learned_in() == {}
+    campaign.submit("b", second="my organ")
+    second = campaign.run().version  # the spleen is rehearsed, the liver is labelled anew
+    assert learned_in() == {first: (spleen,)}
+    campaign.submit("c", second="my organ")
+    third = campaign.run().version
+    assert learned_in() == {first: (spleen,)}
+    assert asked == [{first: (spleen,)}, {second: (organ,), first: (spleen,)}]
+    assert not asked[1].keys() & {third}
+
+    (workspace.versions.directory / first / "model.safetensors").write_bytes(b"damaged")
+    campaign.submit("d", second="my organ")
+    fourth = campaign.run().version
+    assert asked[2] == {third: (spleen, organ)}
+    assert learned_in() == {first: (spleen,)}  # whoever answered, the labels were learned there
+    campaign.submit("e")
+    campaign.run()  # now the spleen is labelled anew, and the organ is rehearsed
+    assert learned_in() == {fourth: (organ,)}
+    assert liver not in {row for one in asked for rows in one.values() for row in rows}
+
+
+def test_a_base_of_other_weights_does_not_answer(play: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    campaign = play(holdout_share="0")
+    workspace = campaign.workspace
+    workspace.add_structures([NewStructure("my organ", "liver")])
+    untrained(monkeypatch)
+    campaign.submit("a", second="my organ")
+    campaign.run()
+    serving, _, manifest = workspace.load_serving()
+    assert [(one.version, one.rows) for one in manifest.learned_in] == [("base", (1,))]
+    chosen = choose_teachers(workspace.versions, serving, manifest, (1, 2), {2})
+    assert [(one.version, one.rows) for one in chosen] == [(serving.name, (2,)), ("base", (1,))]
+
+    net, old = load_checkpoint(tmp_path / "base")
+    shutil.rmtree(tmp_path / "base")
+    torch.nn.init.zeros_(next(net.parameters()))
+    save_checkpoint(tmp_path / "base", net, old)
+    chosen = choose_teachers(workspace.versions, serving, manifest, (1, 2), {2})
+    assert [(one.version, one.rows) for one in chosen] == [(serving.name, (1, 2))]
+
+
+def test_four_teachers_at_most(play: Any) -> None:
+    workspace = play().workspace
+    net, manifest = load_checkpoint(workspace.versions.base)
+    names = [f"v{number:04d}-abcdef" for number in range(1, 7)]
+    for name in names:
+        save_checkpoint(workspace.versions.directory / name, net, replace(manifest, version=name))
+    sha256 = workspace.load_serving()[2].sha256
+    *earlier, last = names
+    rows = {name: tuple(range(10 * place, 10 * place + place + 1)) for place, name in enumerate(earlier)}
+    manifest = replace(manifest, learned_in=tuple(LearnedIn(n, sha256, r) for n, r in rows.items()))
+    asked = sorted(row for its in rows.values() for row in its)
+    chosen = choose_teachers(
+        workspace.versions, Serving(last, workspace.versions.path(last)), manifest, asked, ()
+    )
+    assert (
+        {one.version: one.rows for one in chosen}
+        == {
+            last: rows[names[0]] + rows[names[1]],  # what the fewest structures were learned in
+            **{name: rows[name] for name in names[2:5]},
+        }
+    )
 
 
 def test_curves_are_written_where_asked_for(play: Any) -> None:

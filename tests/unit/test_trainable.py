@@ -51,7 +51,7 @@ def test_only_the_new_rows_change(optimiser: Literal["adamw", "lamb"], threads: 
     net, teacher = toy_net(), toy_net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     recipe = replace(TOY, optimiser=optimiser, distil_weight=1.0)
-    result = train(net, [toy_case()], recipe, device=CPU, seed=0, teacher=teacher, teacher_rows=(0, 1))
+    result = train(net, [toy_case()], recipe, device=CPU, seed=0, teachers=[(teacher, (0, 1))])
     for name, value in result.net.state_dict().items():
         if name.endswith("task_prior"):
             assert torch.equal(value[:2], before[name][:2]), name

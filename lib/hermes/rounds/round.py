@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -40,6 +40,7 @@ from hermes.rounds.preflight import check_cases
 from hermes.rounds.recipe import choose_recipe, window_of
 from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
+from hermes.rounds.teachers import Teaching, choose_teachers, learned_in, taught_rows, trained_rows
 from hermes.rounds.watching import watched
 from hermes.training.cases import TrainingCase, used_cases
 from hermes.training.preflight import LeftOut
@@ -176,14 +177,17 @@ class _Round:
         start = self._start()
         found = check_cases(start.cases, start.skipped, start.bindings, self._options.structures)
         recipe = self._recipe(start)
+        teachers = self._teachers(start, recipe)
         seed = self._settings.seed + len(self._workspace.versions.names())
-        resume = ResumePoint(self._workspace.training_state, self._key(start, recipe, seed), keep=True)
+        resume = ResumePoint(
+            self._workspace.training_state, self._key(start, recipe, seed, teachers), keep=True
+        )
         logger.info("Training on %d cases, %s", len(start.cases), recipe)
         with watched(self._workspace, self._run_id, recipe) as monitor:
             result = train(
                 start.net, start.cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
                 should_stop=self._should_stop, resume=resume, monitor=monitor,
-                row_groups=start.bindings.all_rows(), **self._teacher(start, recipe),
+                row_groups=start.bindings.all_rows(), teachers=[(one.net, one.rows) for one in teachers],
             )  # fmt: skip
         self._step = result.steps
         net = _checked(result)
@@ -234,16 +238,18 @@ class _Round:
             learning_rate=self._settings.learning_rate or priors.learning_rate,
         )
 
-    def _teacher(self, start: _Start, recipe: Recipe) -> dict[str, Any]:
-        """The serving model and the rows that it answers, where the round wants to learn from it."""
+    def _teachers(self, start: _Start, recipe: Recipe) -> list[Teaching]:
+        """The versions that the round learns from beside the labels, where it wants to."""
         if recipe.distil_weight <= 0:
-            return {}
-        return {
-            "teacher": load_checkpoint(start.serving.directory)[0],
-            "teacher_rows": start.may_be_forgotten,
-        }
+            return []
+        teachers = choose_teachers(
+            self._workspace.versions, start.serving, start.manifest, start.may_be_forgotten,
+            taught_rows(start.cases, recipe),
+        )  # fmt: skip
+        logger.info("Teachers: %s", {one.version: len(one.rows) for one in teachers})
+        return teachers
 
-    def _key(self, start: _Start, recipe: Recipe, seed: int) -> str:
+    def _key(self, start: _Start, recipe: Recipe, seed: int, teachers: Sequence[Teaching]) -> str:
         """Names everything that the result depends on: a state of another key is not gone on with."""
         used = {case.case_id for case in start.cases}
         labels = [
@@ -255,14 +261,12 @@ class _Round:
             parent=start.manifest.sha256, labels=labels, rows=sorted(start.bindings.all_rows().items()), recipe=recipe,
             seed=seed, options=self._options, code=code_version(), device=self._device.type,
             preparation=self._workspace.preparation(start.manifest).to_json(),
+            teachers=[(one.version, one.rows) for one in teachers],
         )  # fmt: skip
 
     # -------------------------------------------------------------------- end
 
     def _manifest(self, start: _Start, recipe: Recipe, seed: int, net: UniversalNetwork) -> Manifest:
-        trained = {row for case in start.cases for row in case.annotated}
-        if recipe.trainable == "priors":
-            trained &= set(recipe.new_rows)
         return Manifest(
             network=net.config,
             label_space=start.bindings.space,
@@ -272,7 +276,8 @@ class _Round:
             parent=start.serving.name,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             trained_on=used_cases(start.cases),
-            trained_rows=tuple(sorted(start.manifest.learned_rows | trained)),
+            trained_rows=tuple(sorted(start.manifest.learned_rows | trained_rows(start.cases, recipe))),
+            learned_in=learned_in(start.serving, start.manifest, taught_rows(start.cases, recipe)),
             settings=self._settings.to_conf(),
             seed=seed,
             code_version=code_version(),

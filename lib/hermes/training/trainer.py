@@ -61,8 +61,7 @@ def train(
     resume: ResumePoint | None = None,
     monitor: Monitor | None = None,
     row_groups: Mapping[int, str] | None = None,
-    teacher: nn.Module | None = None,
-    teacher_rows: Sequence[int] = (),
+    teachers: Sequence[tuple[nn.Module, Sequence[int]]] = (),
 ) -> TrainingResult:
     """Train ``net`` in place on ``cases`` and return its averaged weights.
 
@@ -80,9 +79,8 @@ def train(
         resume: where the state is kept; a run of the same key goes on from it.
         monitor: is told losses, rates and pictures.
         row_groups: row -> name of its curve in the monitor.
-        teacher: the serving model; answers ``teacher_rows`` where a case has no annotation of them, and
-            ``recipe.rehearsed_rows`` where it has, when ``recipe.distil_weight`` is positive. Not changed.
-        teacher_rows: rows that the teacher has learned.
+        teachers: earlier versions and the rows that each answers, no row twice: where a case has no annotation of them,
+            and of ``recipe.rehearsed_rows`` also where it has, when ``recipe.distil_weight`` is positive. Not changed.
 
     Raises:
         NothingToTrainError: no case has an annotated task.
@@ -90,10 +88,11 @@ def train(
         BadRequestError: the recipe asks for what the network or the team of processes has not.
     """
     team = Team.current()
-    wanted = teacher is not None and recipe.distil_weight > 0 and len(teacher_rows) > 0
+    asked = [(old, rows) for old, rows in teachers if rows] if recipe.distil_weight > 0 else []
     with trainable_parts(net.to(device), recipe) as parts:
-        sampler = _sampler(cases, recipe, seed, teacher_rows if wanted else ())
-        learned = Teacher(_frozen(teacher, device), recipe.distil_weight) if teacher and wanted else None
+        sampler = _sampler(cases, recipe, seed, sorted(row for _, rows in asked for row in rows))
+        frozen = [(_frozen(old, device), rows) for old, rows in asked]
+        learned = Teacher(frozen, recipe.distil_weight) if frozen else None
         run = _Run(net, parts, recipe, device, team, sampler, learned)
         course = _Course(run, resume, monitor, row_groups or {}, on_step)
         return course.follow(should_stop)
