@@ -73,11 +73,12 @@ class Play:
         return np.clip(array, 0, 255), labels
 
     def submit(
-        self, image: str, *, absent: tuple[str, ...] = (), second: str = "spleen", patient: str | None = None
-    ) -> int:
+        self, image: str, *, absent: tuple[str, ...] = (), first: str = "liver", second: str = "spleen",
+        patient: str | None = None,
+    ) -> int:  # fmt: skip
         self.path(image)
         _, labels = self._drawn(image)
-        names = {1: "liver", 2: second}
+        names = {1: first, 2: second}
         for name in absent:
             value = next(v for v, n in names.items() if n == name)
             labels[labels == value] = 0
@@ -616,6 +617,36 @@ def test_replay_weighs_earlier_cases(play: Any, monkeypatch: Any) -> None:
         ({"a": "earlier", "b": "earlier", "c": "campaign"}, {"campaign": 1.0, "earlier": 1.0}),
         ({"d": "campaign"}, {}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, {"campaign": 1.0, "kept": 1.0}),  # half of the draws, of three images
+        ({"replay": 0.25}, {"campaign": 1.0, "kept": 0.75}),
+        ({"distil": 0.0}, {}),  # nothing holds what is not drawn
+    ],
+)
+def test_what_is_only_kept_does_not_drown_what_is_new(
+    play: Any, monkeypatch: Any, options: dict[str, float], weights: dict[str, float]
+) -> None:
+    campaign = play(holdout_share="0")
+    campaign.workspace.add_structures([NewStructure("my organ", "liver"), NewStructure("my lesion", None)])
+    seen: list[Any] = []
+    untrained(monkeypatch)
+    fake = rounds.train
+
+    def train(net: Any, cases: Any, recipe: Any, **more: Any) -> Any:
+        seen.append(({c.dataset for c in cases if c.case_id != "d"}, dict(recipe.dataset_weights)))
+        return fake(net, cases, recipe, **more)
+
+    monkeypatch.setattr(rounds, "train", train)
+    for image in "abc":
+        campaign.submit(image)
+    campaign.run()
+    campaign.submit("d", first="my organ", second="my lesion")
+    campaign.run(**options)
+    assert seen == [({"campaign"}, {}), ({"kept"} if weights else {"campaign"}, weights)]
 
 
 def test_labels_are_prepared_before_their_round(play: Any) -> None:

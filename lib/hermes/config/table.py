@@ -131,14 +131,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "replay",
         "1",
-        "How often cases of earlier rounds are drawn beside those with new labels, 0 to 100; 1: all cases alike, "
+        "How often cases of earlier rounds are drawn beside those with new labels, 0 to 100; 1: all cases alike "
+        "(what is only rehearsed: half of the draws at most), "
         "0: new labels only.",
         number(0, 100),
     ),
     Setting(
         "distil",
         "2",
-        "Weight of the loss that keeps what the serving model says of structures without a (new) label, 0 to 100.",
+        "Weight of the loss that keeps what earlier versions say of structures without a (new) label, 0 to 100.",
         number(0, 100),
     ),
     Setting(

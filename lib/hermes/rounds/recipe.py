@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,9 +12,9 @@ from hermes.device import choose_precision
 from hermes.training.cases import TrainingCase
 from hermes.training.trainer import Recipe, fit_patch
 
-NEW, EARLIER = "campaign", "earlier"
-"""Datasets of the sampler: cases with new labels, and those that an earlier round has seen."""
-
+NEW, EARLIER, KEPT = "campaign", "earlier", "kept"
+"""Datasets of the sampler: cases with new labels, those that an earlier round has seen, and those that only keep what
+is rehearsed."""
 
 KEEPING_RATE = 1 / 3
 """Part of the recipe's learning rate where something may be forgotten; measured in docs/BENCHMARKS.md."""
@@ -47,7 +47,6 @@ def choose_recipe(
     gpu = device.type == "cuda"
     shapes = [case.image.shape for case in cases]
     recipe = Recipe.for_gpu() if gpu else Recipe.for_cpu()
-    counts = {name: sum(case.dataset == name for case in cases) for name in (NEW, EARLIER)}
     recipe = replace(
         recipe,
         batch_size=settings.train_batch_size,
@@ -56,12 +55,28 @@ def choose_recipe(
         distil_weight=distil,
         rehearsed_rows=tuple(rehearsed_rows),
         precision=choose_precision(settings.precision, device),
-        # The sampler draws a dataset first, so its weight is that of all its cases together.
-        dataset_weights={NEW: float(counts[NEW]), EARLIER: replay * counts[EARLIER]}
-        if counts[EARLIER]
-        else {},
+        dataset_weights=_weights(cases, replay),
     )
     return replace(recipe, steps=steps or recipe.steps_for(len(cases)))
+
+
+def by_use(cases: Sequence[TrainingCase], rehearsed_rows: Collection[int]) -> list[TrainingCase]:
+    """The cases; those that have no annotation but of rehearsed tasks are of the dataset ``KEPT``."""
+    rehearsed = set(rehearsed_rows)
+    return [replace(case, dataset=KEPT) if case.annotated.keys() <= rehearsed else case for case in cases]
+
+
+def _weights(cases: Sequence[TrainingCase], replay: float) -> dict[str, float]:
+    """How often the sampler draws each dataset; it draws that first, so a weight is that of all its cases together.
+
+    What is only kept takes half of the draws at most, or a few new labels would be drowned by all that came before.
+    """
+    counts = {name: sum(case.dataset == name for case in cases) for name in (NEW, EARLIER, KEPT)}
+    if counts[NEW] == len(cases):
+        return {}
+    teaching = {NEW: float(counts[NEW]), EARLIER: replay * counts[EARLIER]}
+    weights = {**teaching, KEPT: min(replay * counts[KEPT], sum(teaching.values()))}
+    return {name: weight for name, weight in weights.items() if counts[name]}
 
 
 def window_of(patch: tuple[int, int, int], device: torch.device) -> tuple[int, int, int]:

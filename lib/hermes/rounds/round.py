@@ -37,7 +37,7 @@ from hermes.rounds.gate import REFUSED, UNGATED, UNGATED_REASON, Verdict, judge
 from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
 from hermes.rounds.preflight import check_cases
-from hermes.rounds.recipe import choose_recipe, window_of
+from hermes.rounds.recipe import by_use, choose_recipe, window_of
 from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
 from hermes.rounds.teachers import Teaching, choose_teachers, learned_in, taught_rows, trained_rows
@@ -217,7 +217,9 @@ class _Round:
             raise NothingToTrainError(msg)
         cases, skipped = reader.read_all(labels, earlier=earlier, should_stop=self._should_stop)
         require_cases(cases, skipped)
-        return _Start(serving, manifest, bindings, net, new_rows, cases, skipped)
+        start = _Start(serving, manifest, bindings, net, new_rows, cases, skipped)
+        kept = start.rehearsed if self._options.distil > 0 else ()
+        return replace(start, cases=by_use(cases, kept))
 
     def _recipe(self, start: _Start) -> Recipe:
         recipe = choose_recipe(
