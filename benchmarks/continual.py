@@ -284,9 +284,9 @@ def with_added(
 def rounds(lines: Lines, given: argparse.Namespace) -> None:
     """Five rounds of two new cases each with what a campaign does by default, but for the gate: every round counts.
 
-    A third of what the base was trained on is replayed, at least half of the draws are new cases. The base answers for the old
-    structures, beside the labels as well: it was the last to learn them. The model of the round before answers for the
-    new ones where they are not annotated. The rate is a third.
+    A third of what the base was trained on is replayed, half of the draws at least are new cases. The base answers for
+    the old structures, beside the labels as well: it was the last to learn them. The model of the round before answers
+    for the new ones where they are not annotated. The rate is a third.
     """
     net, rows, old_cases = base(given)
     old = [one for one in old_cases if int(one.case_id.rsplit("-", 1)[1]) % 1000 < OLD_PER_DATASET]
