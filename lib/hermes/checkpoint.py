@@ -160,7 +160,7 @@ class Manifest:
             for name in ("trained_on", "held_out"):
                 values[name] = tuple(_used_case(entry) for entry in values.get(name, ()))
             values["learned_in"] = tuple(
-                LearnedIn(one["version"], one["sha256"], tuple(int(row) for row in one["rows"]))
+                LearnedIn(str(one["version"]), str(one["sha256"]), tuple(int(row) for row in one["rows"]))
                 for one in values.get("learned_in", ())
             )
             rows = values.get("trained_rows")

@@ -10,6 +10,7 @@ import hermes.checkpoint
 from hermes.checkpoint import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
+    LearnedIn,
     Manifest,
     UsedCase,
     code_version,
@@ -34,6 +35,7 @@ MANIFEST = Manifest(
     metrics={"dice": {"liver": 0.5}},
     trained_on=(UsedCase("a", "1" * 64, "2" * 64, 3), UsedCase("b")),
     held_out=(UsedCase("c", "4" * 64, "5" * 64),),
+    learned_in=(LearnedIn("v1", "6" * 64, (1,)),),
     seed=7,
 )
 
@@ -61,10 +63,11 @@ def test_a_manifest_of_an_older_hermes_has_ids_without_hashes(tmp_path: Path, ne
     file = tmp_path / "v2" / MANIFEST_FILE
     data = json.loads(file.read_text())
     data["trained_on"] = ["a", "b"]
-    del data["held_out"]
+    del data["held_out"], data["learned_in"]
     file.write_text(json.dumps(data))
     _, manifest = load_checkpoint(tmp_path / "v2")
     assert (manifest.trained_on, manifest.held_out) == ((UsedCase("a"), UsedCase("b")), ())
+    assert manifest.learned_in == ()
 
 
 def test_the_code_version_differs_when_a_source_file_does(tmp_path: Path, monkeypatch) -> None:
@@ -126,8 +129,12 @@ def test_other_weights_are_refused(tmp_path: Path, net) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", json.dumps({**MANIFEST.to_json(), "network": {"name": "hermes-c"}})]
-)
+    "text",
+    [
+        "{", "[]", "{}", json.dumps({**MANIFEST.to_json(), "network": {"name": "hermes-c"}}),
+        *(json.dumps({**MANIFEST.to_json(), "learned_in": wrong}) for wrong in (5, ["v1"], [{"version": "v1"}])),
+    ],
+)  # fmt: skip
 def test_a_bad_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_FILE).write_text(text)
     with pytest.raises(CheckpointError, match="Expected"):
