@@ -77,7 +77,10 @@ def case(name: str, seed: int, rows: Rows, structures: Sequence[str] | None = No
     image, labels, values, modality = phantom(name, seed)
     chosen = [s for s in values if (name, s) in rows and (structures is None or s in structures)]
     annotated = {rows[name, s]: values[s] if (labels == values[s]).any() else None for s in chosen}
-    return TrainingCase(CaseId(f"{name}-{seed}"), image, labels, annotated, modality, name)
+    covered = frozenset(
+        row for (protocol, _), row in rows.items() if modality in dataset(protocol).modalities
+    )
+    return TrainingCase(CaseId(f"{name}-{seed}"), image, labels, annotated, modality, name, None, covered)
 
 
 def cases(
@@ -288,13 +291,13 @@ def rounds(lines: Lines, given: argparse.Namespace) -> None:
     the old structures, beside the labels as well: it was the last to learn them. The model of the round before answers
     for the new ones where they are not annotated. The rate is a third.
     """
-    net, rows, old_cases = base(given)
-    old = [one for one in old_cases if int(one.case_id.rsplit("-", 1)[1]) % 1000 < OLD_PER_DATASET]
+    net, rows, _ = base(given)
     before = each_old(net, rows)
     lines.add(round=0, old=mean_of_means(before), each=named(before))
     learned = len(rows)
     rows = with_added(net, rows, given.seed)
     start = copy.deepcopy(net)
+    old = [one for name in OLD for one in cases(name, rows, OLD_PER_DATASET, given.seed)]
     for number in range(1, ROUNDS + 1):
         data = old + cases(NEW, rows, 2 * number, given.seed, ADDED)
         counts = {name: float(sum(one.dataset == name for one in data)) for name in (*OLD, NEW)}

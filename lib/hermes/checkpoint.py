@@ -47,6 +47,7 @@ class UsedCase:
         image_sha256: of the image file; of a DICOM folder, over the SHA-256 of its files in the order of their paths.
         label_sha256: of the label file.
         label_id: number of the label version in the campaign's database; None: there was no campaign.
+        rows: of the label space that the label taught the version; none where it only measured it, or is not known.
 
     A hash is None where it is not known: in manifests of older versions of Hermes, and of an image that is gone.
     """
@@ -55,6 +56,7 @@ class UsedCase:
     image_sha256: str | None = None
     label_sha256: str | None = None
     label_id: int | None = None
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ class Manifest:
                 f"{self.network.tasks} rows."
             )
             raise CheckpointError(msg)
+        if not set(self.trained_rows or ()) <= set(range(len(self.label_space))):
+            msg = f"Expected `trained_rows` from 0 to {len(self.label_space) - 1}, got {list(self.trained_rows or ())}."
+            raise CheckpointError(msg)
 
     @property
     def learned_rows(self) -> frozenset[int]:
@@ -159,14 +164,13 @@ class Manifest:
             values["window"] = (z, y, x)
             for name in ("trained_on", "held_out"):
                 values[name] = tuple(_used_case(entry) for entry in values.get(name, ()))
-            values["learned_in"] = tuple(
-                LearnedIn(str(one["version"]), str(one["sha256"]), tuple(int(row) for row in one["rows"]))
-                for one in values.get("learned_in", ())
-            )
+            values["learned_in"] = tuple(_learned_in(entry) for entry in values.get("learned_in", ()))
             rows = values.get("trained_rows")
             values["trained_rows"] = None if rows is None else tuple(int(row) for row in rows)
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except CheckpointError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, HermesError) as error:
             msg = f"Expected a complete manifest, got one with a missing or wrong entry: {error}."
             raise CheckpointError(msg) from error
 
@@ -302,8 +306,26 @@ def load_weights(net: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _used_case(entry: Any) -> UsedCase:
-    """A case of a manifest; older versions of Hermes wrote its id alone."""
-    return UsedCase(entry) if isinstance(entry, str) else UsedCase(**entry)
+    """A case of a manifest; older versions of Hermes wrote its id alone, or no rows."""
+    if isinstance(entry, str):
+        return UsedCase(entry)
+    used = UsedCase(**{**entry, "rows": tuple(int(row) for row in entry.get("rows", ()))})
+    _require(used.label_id is None or isinstance(used.label_id, int), "label_id", used.label_id)
+    texts = (used.case_id, used.image_sha256 or "", used.label_sha256 or "")
+    _require(all(isinstance(text, str) for text in texts), "trained_on", texts)
+    return used
+
+
+def _learned_in(entry: Any) -> LearnedIn:
+    found = LearnedIn(entry["version"], entry["sha256"], tuple(int(row) for row in entry["rows"]))
+    _require(isinstance(found.version, str) and isinstance(found.sha256, str), "learned_in", entry)
+    return found
+
+
+def _require(well: bool, name: str, got: object) -> None:
+    if not well:
+        msg = f"`{name}` is {got!r}"
+        raise ValueError(msg)
 
 
 def _stored(value: Tensor, dtype: Literal["float32", "float16"]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import zlib
 from pathlib import Path
@@ -155,6 +156,81 @@ def test_names_in_the_file_must_be_those_of_the_manifest(data: Path) -> None:
     command._check_names(dataset, {1: "Box", 7: "anything"})
     with pytest.raises(command.BadLabelError, match="calls value 1 'ball'"):
         command._check_names(dataset, {1: "ball"})
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"seed": "abc"}, "seed"),
+        ({"patch": 16}, "patch"),
+        ({"network": {"name": ["x"]}}, "network"),
+        ({"network": {"name": "hermes-x"}}, "network"),
+        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"dataset": {"weight": None}}, "weight of A"),
+        ({"dataset": {"images": "**foo/["}}, "images of A"),
+        ({"dataset": {"labels": None}}, "labels of A"),
+        ({"patient": "(zzz)?"}, "does not fit 'case0'"),
+        ({"patient": "([0-9]*)"}, "does not fit 'case0'"),
+    ],
+)
+def test_a_bad_manifest_is_refused_before_anything_is_read(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], named: str
+) -> None:
+    assert main(["train", str(manifest(data, **values)), "-o", str(tmp_path / "v")]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("hermes train: Expected ")
+    assert named in said.err
+    assert (said.err.count("\n"), said.out) == (1, "")
+    assert not (tmp_path / "v").exists()
+    assert not list(tmp_path.rglob("*.zarr"))
+
+
+def test_weights_that_are_not_finite_are_no_version(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = manifest(data, learning_rate=1e30)
+    assert main(["train", str(plan), "-o", str(tmp_path / "v")]) not in {0, 130}
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hermes train: ")]
+    assert "finite" in said
+    assert not (tmp_path / "v").exists()
+
+
+def test_two_trainings_for_one_directory(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, real = ["train", str(manifest(data)), "-o", str(tmp_path / "v")], command.train
+
+    def train(*args: Any, **more: Any) -> Any:
+        (status,) = {main(call), main([*call, "--resume"])}  # in the middle of the first
+        assert status not in {0, 2, 130}
+        said = capsys.readouterr().err
+        assert said.count("another `hermes train` works in it") == 2
+        assert "Pre-flight" not in said.partition("hermes train: ")[2]
+        return real(*args, **more)
+
+    monkeypatch.setattr(command, "train", train)
+    assert main(call) == 0
+    assert read_manifest(tmp_path / "v").version == "v"
+    monkeypatch.setattr(command, "train", None)  # nobody gets there
+    assert main(call) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_version_that_appears_while_the_lock_is_taken_is_refused_before_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other process may have written it and let go between the two."""
+    real = command.filelock.FileLock
+
+    def slow(path: Path) -> Any:
+        (tmp_path / "v").mkdir()
+        return real(path)
+
+    monkeypatch.setattr(command.filelock, "FileLock", slow)
+    assert main(["train", str(manifest(data)), "-o", str(tmp_path / "v")]) == 2
+    said = capsys.readouterr().err
+    assert "exists" in said
+    assert "Pre-flight" not in said
 
 
 @pytest.mark.parametrize(("pattern", "status"), [("(case", 2), ("case", 2), (r"([a-z]+)\d*", 2)])

@@ -171,7 +171,7 @@ def test_a_round_can_forget_only_what_its_images_could_show(campaign):
         return TrainingCase("x", voxels, voxels, {rows[name]: None for name in names}, modality)
 
     def forgotten(*cases):
-        return _Start(serving, manifest, bindings, None, (), list(cases), []).may_be_forgotten
+        return _Start(serving, manifest, bindings, None, (), list(cases), [], ()).may_be_forgotten
 
     whole = case(Modality.CT, ct, "liver", "spleen")
     assert forgotten(whole) == ()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +58,75 @@ def test_what_a_manifest_says(tmp_path: Path) -> None:
         ({"datasets": [{**DATASET, "weight": 0}]}, "weight of A"),
         ({"network": "hermes-c"}, "network"),
         ({"patch": [64, 64, 60]}, "multiples of 16"),
+        ({"patch": [16, 16, 16]}, "more than 16 voxels along at least one axis"),
+        ({"patch": 16}, "more than 16 voxels along at least one axis"),
         ({"steps": -1}, "steps"),
         ({"held_out": 1}, "held_out"),
+        ({"patient": "(case"}, "regular expression \\(missing"),
+        ({"patient": "case"}, "a group for the patient"),
     ],
 )  # fmt: skip
 def test_what_is_refused(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequestError, match=message):
         read_plan(plan_of(tmp_path, **values))
+
+
+NO_NUMBERS = ["abc", [1], True, math.inf, math.nan, -1, 10**400]
+OF_THE_PLAN: dict[str, list[Any]] = {
+    "seed": ["abc", -1, 1.5, None, True, 10**30],
+    "batch_size": [1.5, 0, None, True, 10**30],
+    "steps": [2.5, 0, True, 10**30, "2"],
+    "patch": [[-16, 32, 32], [0, 0, 0], 0, -16, True, "32", [32, 32], [32, 32, 32.0], {}],
+    "spacing_mm": [*NO_NUMBERS, 0],
+    "learning_rate": [*NO_NUMBERS, 0],
+    "held_out": [*NO_NUMBERS, None],
+    "patient": [5, ["(a)"], "", "(a{99999999999})"],
+    "start": [5, ["v1"], ""],
+}
+OF_A_DATASET: dict[str, list[Any]] = {
+    "name": [5, ["a"], None, " "],
+    "images": [5, None, "**foo/[", "", "a\0b"],
+    "labels": [None, ["x"], "**foo/["],
+    "structures": [None, {True: "liver"}, {1: None}, {1: ["liver"]}, {1.5: "liver"}, {}],
+    "absent": [5, [["liver"]], None, "liver", {"liver": 1}],
+    "modality": [5, ["CT"]],
+    "weight": [*NO_NUMBERS, 0, None, 1e300],
+}
+OF_THE_NETWORK: dict[str, list[Any]] = {"width": [7.5, 0, True, "8"], "name": [["x"], None, 5]}
+
+
+def nonsense() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """What the message calls the value, the value, the manifest."""
+    for name, values in OF_THE_PLAN.items():
+        yield from ((name, value, {name: value}) for value in values)
+    for name, values in OF_A_DATASET.items():
+        yield from ((name, value, {"datasets": [{**DATASET, name: value}]}) for value in values)
+    for name, values in OF_THE_NETWORK.items():
+        called = "network" if name == "name" else name
+        yield from ((called, value, {"network": {name: value}}) for value in values)
+
+
+@pytest.mark.parametrize(("name", "value", "values"), list(nonsense()), ids=lambda value: repr(value)[:30])
+def test_a_value_that_makes_no_sense_is_named(
+    tmp_path: Path, name: str, value: Any, values: dict[str, Any]
+) -> None:
+    with pytest.raises(BadRequestError, match=r"^Expected .*, got .*\.$") as refused:
+        read_plan(plan_of(tmp_path, **values))
+    assert name in str(refused.value)
+    assert repr(value) in str(refused.value)
+
+
+def test_values_at_the_edge_of_sense(tmp_path: Path) -> None:
+    """Null says nothing where nothing need be said; 1e-3 is text in YAML and a number to people."""
+    nothing = dict.fromkeys(["start", "spacing_mm", "patch", "steps", "learning_rate", "patient"])
+    dataset = {**DATASET, "modality": None, "absent": [], "weight": "5e-1"}
+    plan = read_plan(
+        plan_of(tmp_path, datasets=[dataset], **nothing, network={"width": None}, seed=2**64 - 1)
+    )
+    assert plan.datasets[0] == read_plan(plan_of(tmp_path, datasets=[{**DATASET, "weight": 0.5}])).datasets[0]
+    assert (plan.width, plan.seed, {getattr(plan, name) for name in nothing}) == (None, 2**64 - 1, {None})
+    plan = read_plan(plan_of(tmp_path, learning_rate="1e-3", patch=[16, 16, 32], held_out=0, patient="(a)"))
+    assert (plan.learning_rate, plan.patch, plan.held_out, plan.patient) == (1e-3, (16, 16, 32), 0, "(a)")
 
 
 def test_files_that_are_no_manifest(tmp_path: Path) -> None:
@@ -71,6 +135,9 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(BadRequestError, match="YAML"):
         read_plan(tmp_path / "bad.yaml")
+    (tmp_path / "date.yaml").write_text("steps: 2024-13-01")
+    with pytest.raises(BadRequestError, match="YAML"):
+        read_plan(tmp_path / "date.yaml")
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(BadRequestError, match="keys in the manifest"):
         read_plan(tmp_path / "list.yaml")
@@ -90,3 +157,11 @@ def test_images_find_their_labels(tmp_path: Path) -> None:
     assert (one.name, one.label) == ("c", tmp_path / "seg" / "c_seg.nii.gz")
     with pytest.raises(NotFoundError, match="images of A"):
         find_pairs(read_plan(plan_of(tmp_path, datasets=[{**DATASET, "images": "img/*.nrrd"}])))
+
+
+def test_a_manifest_in_a_folder_with_signs_of_patterns(tmp_path: Path) -> None:
+    folder = tmp_path / "**[1]"
+    (folder / "img").mkdir(parents=True)
+    (folder / "img" / "a.nii").touch()
+    (one,) = find_pairs(read_plan(plan_of(folder, datasets=[{**DATASET, "images": "im?/*.nii"}])))
+    assert one.image == folder / "img" / "a.nii"

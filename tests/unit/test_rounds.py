@@ -7,6 +7,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from hermes.campaign.records import RunState, VersionState
+from hermes.campaign.records import ReviewState, RunState, VersionState
 from hermes.checkpoint import LearnedIn, Manifest, UsedCase, load_checkpoint, read_manifest, save_checkpoint
 from hermes.config import from_conf
 from hermes.errors import CancelledError, ConflictError, NotFoundError, NothingToTrainError
@@ -26,6 +27,7 @@ from hermes.publish import Serving
 from hermes.records import LabelMap, NewStructure
 from hermes.rounds import Ahead, RoundOptions, preflight_of, require_labels, run_round
 from hermes.rounds import round as rounds
+from hermes.rounds.gate import Verdict
 from hermes.rounds.teachers import choose_teachers
 from hermes.submission import Submission
 from hermes.training.recipe import Recipe
@@ -74,7 +76,7 @@ class Play:
 
     def submit(
         self, image: str, *, absent: tuple[str, ...] = (), first: str = "liver", second: str = "spleen",
-        patient: str | None = None,
+        patient: str | None = None, author: str = "ann",
     ) -> int:  # fmt: skip
         self.path(image)
         _, labels = self._drawn(image)
@@ -86,8 +88,9 @@ class Play:
         annotated = {n: "present" for n in names.values()} | {n: "absent" for n in absent}
         file = self.workspace.archive.write(image, Submission(LabelMap(labels, GRID, names), annotated))
         reference = self.workspace.archive.reference(file)
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         return self.workspace.campaign.record_label(
-            image, "final", reference, "0" * 64, "ann", annotated, patient=patient
+            image, "final", reference, sha256, author, annotated, patient=patient
         ).id
 
     def run(self, **options: Any) -> Any:
@@ -190,19 +193,21 @@ def test_the_manifest_names_labels_and_the_hashes_of_their_files(
 
     def path(image: str) -> Path:
         asked.append(image)
-        if image == never or asked.count(gone) > 2:  # once for each of the two versions
+        if image == never or asked.count(gone) > 3:  # once for its hash, once for each of the two versions
             raise NotFoundError(image)
         return campaign.path(image)
 
     report = run_round(workspace, path, options=RoundOptions(steps=2))
     manifest = read_manifest(workspace.versions.path(report.version))
 
-    def used(image: str) -> UsedCase:
-        content = hashlib.sha256(campaign.path(image).read_bytes()).hexdigest()
-        return UsedCase(image, content, "0" * 64, labels[image])
+    drawn = {label.image_id: label.sha256 for label in workspace.campaign.training_labels()}
 
-    assert manifest.trained_on == (used(seen),)
-    assert manifest.held_out == (used(held), UsedCase(gone, None, "0" * 64, labels[gone]))
+    def used(image: str, *rows: int) -> UsedCase:
+        content = hashlib.sha256(campaign.path(image).read_bytes()).hexdigest()
+        return UsedCase(image, content, drawn[image], labels[image], rows)
+
+    assert manifest.trained_on == (used(seen, 0, 1),)
+    assert manifest.held_out == (used(held), UsedCase(gone, None, drawn[gone], labels[gone]))
     assert {version.name: version.cases for version in workspace.list_versions()}[report.version] == 1
 
 
@@ -562,15 +567,17 @@ def test_a_base_of_other_weights_does_not_answer(play: Any, tmp_path: Path, monk
 
 def test_four_teachers_at_most(play: Any) -> None:
     workspace = play().workspace
-    net, manifest = load_checkpoint(workspace.versions.base)
+    net = build_network(NetworkConfig("hermes-c", 8, tasks=15))
+    tasks = LabelSpace(tuple(Task(f"organ {row}", "Test") for row in range(15)))
+    manifest = Manifest(net.config, tasks, PreparationSpec(spacing_mm=4.0), (32, 32, 32))
     names = [f"v{number:04d}-abcdef" for number in range(1, 7)]
     for name in names:
-        save_checkpoint(workspace.versions.directory / name, net, replace(manifest, version=name))
-    sha256 = workspace.load_serving()[2].sha256
+        stored = save_checkpoint(workspace.versions.directory / name, net, replace(manifest, version=name))
     *earlier, last = names
-    rows = {name: tuple(range(10 * place, 10 * place + place + 1)) for place, name in enumerate(earlier)}
-    manifest = replace(manifest, learned_in=tuple(LearnedIn(n, sha256, r) for n, r in rows.items()))
-    asked = sorted(row for its in rows.values() for row in its)
+    rows = dict(zip(earlier, [(0,), (1, 2), (3, 4, 5), (6, 7, 8, 9), (10, 11, 12, 13, 14)], strict=True))
+    learned = tuple(LearnedIn(n, stored.sha256, r) for n, r in rows.items())
+    manifest = replace(stored, learned_in=learned)
+    asked = range(15)
     chosen = choose_teachers(
         workspace.versions, Serving(last, workspace.versions.path(last)), manifest, asked, ()
     )
@@ -685,3 +692,129 @@ def test_a_requested_structure_that_nobody_drew_is_refused_before_training(
         preflight_of(campaign.workspace, campaign.path, options)
     found = preflight_of(campaign.workspace, campaign.path, RoundOptions()).to_json()
     assert (found["used"], found["holdout_labels"]) == (["a"], 0)
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Rounds that train nothing; of each the rehearsed rows and the datasets of its cases."""
+    seen: list[Any] = []
+    untrained(monkeypatch)
+    fake = rounds.train
+
+    def train(net: Any, cases: Any, recipe: Any, **more: Any) -> Any:
+        seen.append((recipe.rehearsed_rows, {case.case_id: case.dataset for case in cases}))
+        return fake(net, cases, recipe, **more)
+
+    monkeypatch.setattr(rounds, "train", train)
+    return seen
+
+
+def with_organs(play: Any, **conf: str) -> Play:
+    """A campaign whose rows are liver, spleen, my organ, my lesion."""
+    campaign: Play = play(**{"holdout_share": "0", **conf})
+    campaign.workspace.add_structures([NewStructure("my organ", "liver"), NewStructure("my lesion", None)])
+    return campaign
+
+
+ORGANS = {"first": "my organ", "second": "my lesion"}
+
+
+def test_labels_that_a_round_of_new_rows_passed_by_are_not_known(play: Any, spied: list[Any]) -> None:
+    campaign = with_organs(play)
+    campaign.submit("a")
+    campaign.run()
+    campaign.submit("a")  # corrected
+    campaign.submit("b", **ORGANS)
+    version = campaign.run(mode="priors").version
+    taught = read_manifest(campaign.workspace.versions.path(version)).trained_on
+    assert [(used.case_id, used.rows) for used in taught] == [("b", (2, 3))]
+    campaign.submit("c", **ORGANS)
+    campaign.run()
+    assert spied[1] == ((), {"b": "campaign"})  # nothing else has a row that learns
+    assert spied[2] == ((), {"a": "campaign", "b": "campaign", "c": "campaign"})
+
+
+def test_a_structure_is_known_by_the_label_that_taught_it(play: Any, spied: list[Any]) -> None:
+    campaign = with_organs(play)
+    campaign.submit("a", author="anna")
+    later = campaign.submit("a", author="ben", second="my organ")
+    campaign.run()  # ben's liver and organ, anna's spleen
+    campaign.workspace.campaign.reviews.review(later, ReviewState.REJECTED, reviewer="chief", comment="wrong")
+    campaign.submit("b", **ORGANS)
+    campaign.run()
+    assert spied[1][0] == (1,)  # anna's liver has taught nobody
+
+
+def test_labels_of_another_campaign_are_not_known(play: Any, spied: list[Any], tmp_path: Path) -> None:
+    first = with_organs(play)
+    first.submit("a")
+    base = first.workspace.versions.path(first.run().version)
+    settings = {
+        "modality": "CT",
+        "train_steps_per_round": "2",
+        "train_patch_voxels": "32,32,32",
+        "holdout_share": "0",
+    }
+    second = with_organs(play)
+    second.folder = tmp_path / "second"
+    second.folder.mkdir()
+    second.workspace = Workspace(from_conf(settings), str(second.folder / "studies"), starter=base)
+    second.submit("other")
+    second.submit("b", first="my organ")
+    second.run()
+    assert spied[1] == ((), {"other": "campaign", "b": "campaign"})
+
+
+def test_what_was_learned_long_ago_is_still_known(play: Any, spied: list[Any]) -> None:
+    campaign = with_organs(play)
+    campaign.submit("a")
+    campaign.submit("b")
+    campaign.run()
+    campaign.submit("c")
+    campaign.run(replay=0.0)
+    campaign.submit("d", **ORGANS)
+    campaign.run()
+    assert spied[1][1].keys() == {"c"}
+    assert spied[2] == ((0, 1), {"a": "kept", "b": "kept", "c": "kept", "d": "campaign"})
+
+
+def test_what_a_rejected_label_taught_is_not_kept(play: Any, spied: list[Any]) -> None:
+    campaign = with_organs(play)
+    campaign.submit("a")
+    bad = campaign.submit("b")
+    campaign.run()
+    campaign.workspace.campaign.reviews.review(bad, ReviewState.REJECTED, reviewer="chief", comment="wrong")
+    campaign.submit("c", **ORGANS)
+    campaign.run()
+    campaign.submit("d", **ORGANS)
+    campaign.run()
+    assert [rehearsed for rehearsed, _ in spied] == [(), (), (0, 1)]
+
+
+def test_labels_of_a_refused_version_are_trained_on_again(
+    play: Any, spied: list[Any], monkeypatch: Any
+) -> None:
+    campaign = play(holdout_share="0")
+    campaign.submit("a")
+    monkeypatch.setattr(rounds._Round, "_judge", lambda *_: (Verdict("refused", "bad"), (), []))
+    campaign.run()
+    campaign.run(replay=0.0)
+    campaign.submit("b")
+    campaign.run(replay=0.1)
+    assert [cases for _, cases in spied] == [{"a": "campaign"}] * 2 + [{"a": "campaign", "b": "campaign"}]
+
+
+def test_a_copy_of_a_held_out_image_is_never_trained_on(
+    play: Any, spied: list[Any], monkeypatch: Any
+) -> None:
+    campaign = play(holdout_share="0.5", gate_task_margin="1", gate_margin="1")
+    workspace = campaign.workspace
+    monkeypatch.setattr(workspace, "predictor", lambda *_, **__: perfect(campaign))
+    held, (copy, other) = next(holds_out(workspace, True)), islice(holds_out(workspace, False), 2)
+    campaign.submit(held)
+    campaign.submit(other)
+    campaign.submit(copy)
+    shutil.copyfile(campaign.path(held), campaign.path(copy))
+    report = campaign.run()
+    assert spied[0][1].keys() == {other}
+    assert [(one.case_id, "copy" in one.reason) for one in report.skipped] == [(copy, True)]

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+import filelock
 import numpy as np
 import torch
 from rich.console import Console
@@ -26,6 +27,7 @@ from hermes.errors import (
     BadImageError,
     BadLabelError,
     BadRequestError,
+    BusyError,
     ConflictError,
     UnknownStructureError,
 )
@@ -103,19 +105,54 @@ def run(manifest: Path, wish: Wish) -> Manifest | None:
 
     Raises:
         ConflictError: the version directory exists.
+        BusyError: another process trains for the same directory.
         NothingToTrainError: the pre-flight check found too little.
         CancelledError: stopped by hand; the state is kept for ``--resume``.
         HermesError: the manifest or a file in it is wrong.
     """
     plan = read_plan(manifest)
-    if wish.out.exists():
-        msg = (
-            f"Expected a new directory for the version, but {str(wish.out)!r} exists. Choose another with -o."
-        )
-        raise ConflictError(msg)
-    with team_from_environment(choose_device(wish.device)) as device:
+    _require_new(wish.out)
+    with team_from_environment(choose_device(wish.device)) as device, _work_alone(wish):
+        _require_new(wish.out)  # the process that had the folder until now may have written it
         console = Console(stderr=True, quiet=not Team.current().leads)
         return _Training(plan, wish, device, console).run()
+
+
+def _require_new(out: Path) -> None:
+    """Nothing, where ``out`` does not exist.
+
+    Raises:
+        ConflictError: it does.
+    """
+    if out.exists():
+        msg = f"Expected a new directory for the version, but {str(out)!r} exists. Choose another with -o."
+        raise ConflictError(msg)
+
+
+@contextmanager
+def _work_alone(wish: Wish) -> Iterator[None]:
+    """The work folder, for this process and its team alone.
+
+    Raises:
+        BusyError: another process has it.
+    """
+    if not Team.current().leads:
+        yield
+        return
+    wish.work.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(wish.work / "training.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        msg = (
+            f"Expected {str(wish.work)!r} for this training alone, but another `hermes train` works in it. "
+            f"Wait for it, or choose another directory with -o."
+        )
+        raise BusyError(msg) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Training:
@@ -389,7 +426,7 @@ def _hold_out(
         content: an image's file -> a hash of its bytes.
 
     Raises:
-        BadRequestError: the expression for patients is wrong, or does not fit a name.
+        BadRequestError: the expression for patients does not fit a name.
     """
     rule = HoldoutRule(share=plan.held_out, seed=plan.seed)
     patients = _united([_patient(plan, pair) for pair in pairs], [content(pair.image) for pair in pairs])
@@ -423,15 +460,12 @@ def _united(patients: Sequence[str], contents: Sequence[str]) -> list[str]:
 def _patient(plan: TrainingPlan, pair: Pair) -> str:
     if plan.patient is None:
         return patient_from_name(CaseId(pair.name))  # in whichever dataset
-    try:
-        found = re.search(plan.patient, pair.name)
-    except re.error as error:
-        msg = f"Expected a regular expression as `patient`, got {plan.patient!r}: {error}."
-        raise BadRequestError(msg) from error
-    if found is None or not found.groups():
+    found = re.search(plan.patient, pair.name)
+    patient = found and found.group(1)  # None also where the group may be left out
+    if not patient:
         msg = f"Expected `patient` with a group that fits every name; {plan.patient!r} does not fit {pair.name!r}."
         raise BadRequestError(msg)
-    return str(found.group(1))
+    return str(patient)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hermes.campaign.records import Annotated, LabelRecord, RunState
+from hermes.campaign.records import Annotated, LabelRecord
 from hermes.checkpoint import Manifest, UsedCase
 from hermes.errors import BadImageError, BadLabelError, CancelledError, NotFoundError, NothingToTrainError
 from hermes.rounds.recipe import EARLIER, NEW
@@ -61,9 +61,12 @@ class CaseReader:
             msg = f"None of the annotated structures {sorted(label.annotated)} belongs to the campaign's settings now."
             raise BadLabelError(msg)
         source = used_case(self.workspace, label, image)
+        modality = prepared.record.modality
+        covered = {row for row, task in enumerate(self.bindings.space.tasks) if task.covers(modality)}
         return TrainingCase(
-            label.image_id, prepared.array, labels, annotated, prepared.record.modality, dataset, source
-        )
+            label.image_id, prepared.array, labels, annotated, modality, dataset, source,
+            frozenset(covered.union(rows.values())),
+        )  # fmt: skip
 
     def read_all(
         self,
@@ -76,7 +79,7 @@ class CaseReader:
 
         Args:
             labels: to read.
-            earlier: ids of labels that an earlier round has seen.
+            earlier: ids of labels that the serving version or one before it was taught by.
             should_stop: asked between cases.
 
         Raises:
@@ -118,10 +121,29 @@ def sort_labels(workspace: Workspace) -> Sorted:
     )
 
 
-def seen_labels(workspace: Workspace) -> set[int]:
-    """Ids of the labels that a round which ended well has looked at."""
-    done = (run for run in workspace.campaign.runs() if run.state is RunState.DONE)
-    return {label_id for run in done for label_id in run.label_ids}
+def without_held_out(
+    cases: Sequence[TrainingCase],
+    holdout: Sequence[LabelRecord],
+    workspace: Workspace,
+    image_path: Callable[[CaseId], Path],
+) -> tuple[list[TrainingCase], list[LeftOut]]:
+    """The cases whose image is no copy of a labelled held-out one under another name, and the others with the reason."""
+    held: dict[str, CaseId] = {}
+    for label in holdout:
+        try:
+            held[workspace.cache.content_sha256(image_path(label.image_id))] = label.image_id
+        except (BadImageError, NotFoundError):
+            continue  # the hold-out says so itself when it is measured
+    kept, copies = [], []
+    for case in cases:
+        original = held.get(case.source.image_sha256 or "") if case.source is not None else None
+        if original is None:
+            kept.append(case)
+        else:
+            reason = f"The image is a copy of {original}, which is held out and must never be trained on."
+            copies.append(LeftOut(case.case_id, reason))
+            logger.warning("Training leaves out %s: %s", case.case_id, reason)
+    return kept, copies
 
 
 def require_cases(cases: Sequence[TrainingCase], skipped: Sequence[LeftOut]) -> None:

@@ -30,10 +30,11 @@ from hermes.rounds.cases import (
     CaseReader,
     require_cases,
     require_labels,
-    seen_labels,
     sort_labels,
+    without_held_out,
 )
 from hermes.rounds.gate import REFUSED, UNGATED, UNGATED_REASON, Verdict, judge
+from hermes.rounds.lineage import Lineage
 from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
 from hermes.rounds.preflight import check_cases
@@ -42,7 +43,7 @@ from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
 from hermes.rounds.teachers import Teaching, choose_teachers, learned_in, taught_rows, trained_rows
 from hermes.rounds.watching import watched
-from hermes.training.cases import TrainingCase, used_cases
+from hermes.training.cases import TrainingCase, taught_cases
 from hermes.training.preflight import LeftOut
 from hermes.training.resume import ResumePoint, discard, fingerprint
 from hermes.training.trainer import Recipe, StepReport, TrainingResult, train
@@ -102,19 +103,7 @@ class _Start:
     new_rows: tuple[int, ...]
     cases: list[TrainingCase]
     skipped: list[LeftOut]
-
-    @property
-    def rehearsed(self) -> tuple[int, ...]:
-        """Learned rows of which the serving model was trained on every label, in a round that has labels of others.
-
-        A label that it was not trained on may correct it, also one that a refused or withdrawn version has seen.
-        """
-        learned = {used.label_id for used in self.manifest.trained_on} - {None}
-        known, new = set[int](), set[int]()
-        for case in self.cases:
-            of_it = case.source is not None and case.source.label_id in learned
-            (known if of_it else new).update(case.annotated)
-        return tuple(sorted((known - new) & self.manifest.learned_rows)) if new else ()
+    rehearsed: tuple[int, ...]
 
     @property
     def may_be_forgotten(self) -> tuple[int, ...]:
@@ -185,12 +174,13 @@ class _Round:
         logger.info("Training on %d cases, %s", len(start.cases), recipe)
         with watched(self._workspace, self._run_id, recipe) as monitor:
             result = train(
-                start.net, start.cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
+                start.net, _teaching(start.cases, recipe), recipe, device=self._device, seed=seed, on_step=self._on_step,
                 should_stop=self._should_stop, resume=resume, monitor=monitor,
                 row_groups=start.bindings.all_rows(), teachers=[(one.net, one.rows) for one in teachers],
             )  # fmt: skip
         self._step = result.steps
-        net = _checked(result)
+        assert isinstance(result.net, UniversalNetwork)  # what went in comes out
+        net = result.net
         manifest = self._manifest(start, recipe, seed, net)
         verdict, measured, unmeasured = self._judge(start, net, manifest)
         verdict = self._unless_moved(start, verdict)
@@ -210,16 +200,24 @@ class _Round:
         confirmed = self._workspace.campaign.confirmed.all()
         new_rows = add_rows(net, bindings.space, confirmed, seed=self._settings.seed)
         reader = CaseReader(self._workspace, manifest, bindings, self._image_path)
-        earlier = seen_labels(self._workspace) if self._options.replay != 1 else set()
+        lineage = Lineage.of(self._workspace.versions, serving, manifest)
+        valid = {(label.id, label.sha256) for label in self._labels.training}
+        earlier = {number for number, _ in valid & lineage.labels} if self._options.replay != 1 else set()
         labels = [label for label in self._labels.training if self._options.replay or label.id not in earlier]
         if not labels:
-            msg = "Expected a label that no round has seen yet: replay 0 leaves out the others. Label an image, or set replay."
+            msg = (
+                "Expected a label that the serving version was not trained on: replay 0 leaves out the others. "
+                "Label an image, or set replay."
+            )
             raise NothingToTrainError(msg)
         cases, skipped = reader.read_all(labels, earlier=earlier, should_stop=self._should_stop)
+        cases, copies = without_held_out(cases, self._labels.holdout, self._workspace, self._image_path)
+        skipped = [*skipped, *copies]
         require_cases(cases, skipped)
-        start = _Start(serving, manifest, bindings, net, new_rows, cases, skipped)
-        kept = start.rehearsed if self._options.distil > 0 else ()
-        return replace(start, cases=by_use(cases, kept))
+        rehearsed = lineage.rehearsed(cases, valid)
+        if self._options.distil > 0:
+            cases = by_use(cases, rehearsed)
+        return _Start(serving, manifest, bindings, net, new_rows, cases, skipped, rehearsed)
 
     def _recipe(self, start: _Start) -> Recipe:
         recipe = choose_recipe(
@@ -277,7 +275,7 @@ class _Round:
             version=self._workspace.versions.new_name(_digest(net)),
             parent=start.serving.name,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            trained_on=used_cases(start.cases),
+            trained_on=taught_cases(start.cases, trained_rows(start.cases, recipe)),
             trained_rows=tuple(sorted(start.manifest.learned_rows | trained_rows(start.cases, recipe))),
             learned_in=learned_in(start.serving, start.manifest, taught_rows(start.cases, recipe)),
             settings=self._settings.to_conf(),
@@ -359,18 +357,11 @@ class _Round:
         self._workspace.progress.write(phase=phase, at=time.time(), pid=os.getpid(), run=self._run_id, **more)
 
 
-def _checked(result: TrainingResult) -> UniversalNetwork:
-    """The trained network.
-
-    Raises:
-        HermesError: it holds a number that is not finite.
-    """
-    net = result.net
-    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
-        msg = "Training ended with weights that are not finite; the serving version stays. Lower `learning_rate`."
-        raise HermesError(msg)
-    assert isinstance(net, UniversalNetwork)  # what went in comes out
-    return net
+def _teaching(cases: Sequence[TrainingCase], recipe: Recipe) -> list[TrainingCase]:
+    """The cases that have something to learn from: where only the rows of new structures learn, those that draw one."""
+    return [
+        case for case in cases if recipe.trainable != "priors" or case.annotated.keys() & set(recipe.new_rows)
+    ]
 
 
 def _final_loss(result: TrainingResult) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hermes.checkpoint import LearnedIn, Manifest, load_checkpoint
-from hermes.errors import CheckpointError, NotFoundError
+from hermes.errors import HermesError
 from hermes.model import UniversalNetwork
 from hermes.publish import Serving, VersionStore
 from hermes.training.cases import TrainingCase
@@ -80,7 +80,7 @@ def choose_teachers(
     here = {*found.pop(ours, ()), *(row for row in rows if row in taught)}
     elsewhere: list[Teaching] = []
     for (version, sha256), its in sorted(found.items(), key=lambda item: -len(item[1])):
-        net = _load(versions, version, sha256, manifest) if len(elsewhere) < _MOST - 1 else None
+        net = _load(versions, version, sha256, manifest, its) if len(elsewhere) < _MOST - 1 else None
         if net is None:
             here.update(its)
         else:
@@ -101,16 +101,21 @@ def _by_version(
     return found
 
 
-def _load(versions: VersionStore, version: str, sha256: str, manifest: Manifest) -> UniversalNetwork | None:
+def _load(
+    versions: VersionStore, version: str, sha256: str, manifest: Manifest, rows: Sequence[int]
+) -> UniversalNetwork | None:
     """The network of a version; None, and a line in the log, when it cannot stand in."""
     try:
         net, its = load_checkpoint(versions.directory_of(version))
-    except (NotFoundError, CheckpointError) as error:
+    except (HermesError, OSError) as error:
         logger.warning("The serving version answers for %s: %s", version, error)
         return None
     if its.sha256 != sha256 or its.preparation != manifest.preparation:
         logger.warning(
             "The serving version answers for %s, whose weights or preparation are others now.", version
         )
+        return None
+    if not its.learned_rows.issuperset(rows):
+        logger.warning("The serving version answers for %s, which has not learned all of %s.", version, rows)
         return None
     return net

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,7 @@ class TrainingCase:
         annotated: task row -> label value that draws it; ``None`` = annotated and absent. A task that is
             not a key was not annotated and is never part of the loss of this case.
         modality: ``None`` = unknown.
+        covered: rows that may be asked of an image like this one: a teacher answers no other; ``None`` = all.
         dataset: group for weighted sampling.
         source: the files behind it, for the manifest; None: there are none.
     """
@@ -46,11 +47,20 @@ class TrainingCase:
     modality: Modality | None
     dataset: str = "campaign"
     source: UsedCase | None = None
+    covered: Collection[int] | None = None
 
 
 def used_cases(cases: Iterable[TrainingCase]) -> tuple[UsedCase, ...]:
     """What a manifest says of ``cases``."""
     return tuple(case.source or UsedCase(case.case_id) for case in cases)
+
+
+def taught_cases(cases: Iterable[TrainingCase], rows: Collection[int]) -> tuple[UsedCase, ...]:
+    """What a manifest says of those ``cases`` that taught one of ``rows``, and which."""
+    taught = ((case, tuple(sorted(case.annotated.keys() & set(rows)))) for case in cases)
+    return tuple(
+        replace(case.source or UsedCase(case.case_id), rows=its_rows) for case, its_rows in taught if its_rows
+    )
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from hermes.errors import BadRequestError, NotFoundError
+from hermes.model.universal import DIVISOR
 from hermes.types import Modality
 
 EVERY = "all"
 """As value of ``absent``: every structure of the dataset was looked for in every image."""
 CASE = "{case}"
 """Stands for the name of the case in the pattern of its label file."""
+MOST = 2**31 - 1
+"""Of a whole number in a manifest, where nothing else is said."""
 _SUFFIXES = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".mgz")
 
 
@@ -125,7 +132,7 @@ def read_plan(path: str | os.PathLike[str]) -> TrainingPlan:
         raise NotFoundError(msg)
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date like 2024-13-01
         msg = f"Expected YAML in {file.name!r}: {error}"
         raise BadRequestError(msg) from error
     values = _known(data, TrainingPlan, "the manifest", without=frozenset({"folder", "width"}))
@@ -133,17 +140,16 @@ def read_plan(path: str | os.PathLike[str]) -> TrainingPlan:
     if not isinstance(listed, list) or not listed:
         msg = f"Expected a list `datasets` with at least one dataset in the manifest, got {listed!r}."
         raise BadRequestError(msg)
-    network = _network(values.pop("network", {}))
+    values |= _network(values.pop("network", {}))
     datasets = tuple(_dataset(entry) for entry in listed)
     twice = {d.name for d in datasets if sum(d.name == other.name for other in datasets) > 1}
     if twice:
         msg = f"Expected a name of its own for every dataset, got {sorted(twice)} twice."
         raise BadRequestError(msg)
+    values = _checked(values, TrainingPlan, _PLAN_CHECKS)
     if values.get("start") is not None:
-        values["start"] = file.parent / str(values["start"])
-    if values.get("patch") is not None:
-        values["patch"] = _patch(values["patch"])
-    return _checked(TrainingPlan(folder=file.parent, datasets=datasets, **network, **values))
+        values["start"] = file.parent / values["start"]
+    return TrainingPlan(folder=file.parent, datasets=datasets, **values)
 
 
 def _known(data: Any, kind: type, what: str, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -168,48 +174,155 @@ def _dataset(entry: Any) -> DatasetPlan:
     if missing:
         msg = f"Expected name, images, labels and structures in every dataset, {missing} are missing in {entry!r}."
         raise BadRequestError(msg)
-    structures = values["structures"]
-    good = isinstance(structures, dict) and all(
-        isinstance(value, int) and value > 0 and isinstance(name, str) for value, name in structures.items()
-    )
-    if not good or not structures or len(set(structures.values())) < len(structures):
-        msg = f"Expected structures as {{label value: name}} with values from 1 and each name once, got {structures!r}."
-        raise BadRequestError(msg)
-    absent = values.get("absent", [])
-    values["absent"] = frozenset(structures.values() if absent == EVERY else absent)
-    if not values["absent"] <= set(structures.values()):
-        msg = f"Expected `absent` to name structures of the dataset or to be '{EVERY}', got {absent!r}."
-        raise BadRequestError(msg)
-    if values.get("modality") is not None:
-        try:
-            values["modality"] = Modality.parse(str(values["modality"]))
-        except ValueError as error:
-            raise BadRequestError(str(error)) from error
-    values["weight"] = float(values.get("weight", 1.0))
+    name = _text(values["name"], "name of a dataset")
+    values = _checked(values, DatasetPlan, _DATASET_CHECKS, of=f" of {name}")
+    if "absent" in values:
+        values["absent"] = _absent(values["absent"], f"absent of {name}", set(values["structures"].values()))
     return DatasetPlan(**values)
 
 
-def _patch(value: Any) -> tuple[int, int, int]:
-    sizes = [value] * 3 if isinstance(value, int) else value
-    if not isinstance(sizes, list) or len(sizes) != 3 or any(not isinstance(s, int) or s % 16 for s in sizes):
-        msg = f"Expected `patch` as three multiples of 16 (z, y, x), got {value!r}."
-        raise BadRequestError(msg)
+# ------------------------------------------------------------------------------------------ checks of one value
+
+
+def _checked(
+    values: Mapping[str, Any], kind: type, checks: Mapping[str, Callable[[Any, str], Any]], *, of: str = ""
+) -> dict[str, Any]:
+    """``values`` as their checks return them; null stands for what is not said where ``kind`` has that as default.
+
+    Raises:
+        BadRequestError: a value makes no sense; the message says which.
+    """
+    optional = {item.name for item in dataclasses.fields(kind) if item.default is None}
+    return {
+        name: value if name not in checks or (value is None and name in optional) else checks[name](value, name + of)
+        for name, value in values.items()
+    }  # fmt: skip
+
+
+def _refuse(what: str, wanted: str, got: Any) -> NoReturn:
+    msg = f"Expected `{what}` to be {wanted}, got {got!r}."
+    raise BadRequestError(msg)
+
+
+def _is_whole(value: Any, least: int, most: int = MOST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _whole(value: Any, what: str, *, least: int = 1, most: int = MOST) -> int:
+    if not _is_whole(value, least, most):
+        _refuse(what, f"a whole number from {least} to {most}", value)
+    return int(value)
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, also text like 1e-3, which YAML does not take for one; None: it is something else."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) <= sys.float_info.max else None
+
+
+def _positive(value: Any, what: str, *, most: float = math.inf) -> float:
+    number = _number(value)
+    if number is None or not 0 < number <= most:
+        _refuse(what, "a positive number" + (f" of at most {most:g}" if most < math.inf else ""), value)
+    return number
+
+
+def _share(value: Any, what: str) -> float:
+    number = _number(value)
+    if number is None or not 0 <= number < 1:
+        _refuse(what, "a number from 0 to below 1", value)
+    return number
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        _refuse(what, "text (a number: in quotes)", value)
+    return value
+
+
+def _place(value: Any, what: str) -> str:
+    """A folder or a glob that can be searched for."""
+    place = _text(value, what)
+    try:
+        next(Path(os.devnull).glob(_from_root(Path(), place)[1]), None)  # finds nothing, whatever it says
+    except (ValueError, re.error) as error:
+        _refuse(what, f"a folder or a pattern ({error})", value)
+    return place
+
+
+def _expression(value: Any, what: str) -> str:
+    text = _text(value, what)
+    try:
+        groups = re.compile(text).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        _refuse(what, f"a regular expression ({error})", value)
+    if not groups:
+        _refuse(what, "a regular expression with a group for the patient", value)
+    return text
+
+
+def _patch(value: Any, what: str) -> tuple[int, int, int]:
+    """Sizes that the network takes (`hermes.model.universal`): one voxel alone at its coarsest has no variance."""
+    sizes = value if isinstance(value, list) else [value] * 3
+    if len(sizes) != 3 or any(not _is_whole(s, DIVISOR) or s % DIVISOR for s in sizes):
+        _refuse(what, f"three positive multiples of {DIVISOR} (z, y, x)", value)
     d, h, w = sizes
+    if d == h == w == DIVISOR:
+        _refuse(what, f"more than {DIVISOR} voxels along at least one axis", value)
     return d, h, w
 
 
-def _checked(plan: TrainingPlan) -> TrainingPlan:
-    positive = {"steps": plan.steps, "batch_size": plan.batch_size, "spacing_mm": plan.spacing_mm,
-                "width": plan.width, "learning_rate": plan.learning_rate}  # fmt: skip
-    positive |= {f"weight of {d.name}": d.weight for d in plan.datasets}
-    for name, value in positive.items():
-        if value is not None and not (isinstance(value, int | float) and value > 0):
-            msg = f"Expected `{name}` to be a positive number, got {value!r}."
-            raise BadRequestError(msg)
-    if not isinstance(plan.held_out, int | float) or not 0 <= plan.held_out < 1:
-        msg = f"Expected `held_out` from 0 to below 1, got {plan.held_out!r}."
-        raise BadRequestError(msg)
-    return plan
+def _structures(value: Any, what: str) -> dict[int, str]:
+    good = isinstance(value, dict) and all(
+        _is_whole(number, 1) and isinstance(name, str) for number, name in value.items()
+    )
+    if not good or not value or len(set(value.values())) < len(value):
+        _refuse(what, "{label value: name} with values from 1 and each name once", value)
+    return dict(value)
+
+
+def _absent(value: Any, what: str, structures: Set[str]) -> frozenset[str]:
+    names = sorted(structures) if value == EVERY else value
+    if not isinstance(names, list) or not all(isinstance(n, str) and n in structures for n in names):
+        _refuse(what, f"a list of structures of the dataset or '{EVERY}'", value)
+    return frozenset(names)
+
+
+def _modality(value: Any, what: str) -> Modality:
+    try:
+        return Modality.parse(_text(value, what))
+    except ValueError as error:
+        raise BadRequestError(str(error)) from error
+
+
+_PLAN_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "network": _text,
+    "width": _whole,
+    "start": _text,
+    "spacing_mm": _positive,
+    "patch": _patch,
+    "steps": _whole,
+    "batch_size": _whole,
+    "learning_rate": _positive,
+    "seed": partial(_whole, least=0, most=2**64 - 1),  # what torch takes
+    "held_out": _share,
+    "patient": _expression,
+}
+_DATASET_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "name": _text,
+    "images": _place,
+    "labels": _place,
+    "structures": _structures,
+    "modality": _modality,
+    "weight": partial(_positive, most=1e9),  # so that their sum is finite
+}
+
+
+# ------------------------------------------------------------------------------------------------ files
 
 
 def find_pairs(plan: TrainingPlan) -> list[Pair]:
@@ -232,10 +345,20 @@ def find_pairs(plan: TrainingPlan) -> list[Pair]:
 
 def _files(folder: Path, pattern: str) -> list[Path]:
     place = folder / pattern
-    found = place.iterdir() if place.is_dir() else Path(place.anchor or ".").glob(
-        str(place.relative_to(place.anchor)) if place.anchor else str(place)
-    )  # fmt: skip
+    if place.is_dir():
+        found = place.iterdir()
+    else:
+        root, rest = _from_root(folder, pattern)
+        found = root.glob(rest)
     return sorted(f for f in found if f.name.lower().endswith(_SUFFIXES) and not f.name.startswith("."))
+
+
+def _from_root(folder: Path, pattern: str) -> tuple[Path, str]:
+    """The folder that a pattern begins in, and what it says from there."""
+    place = Path(pattern)
+    if place.anchor:
+        return Path(place.anchor), str(place.relative_to(place.anchor))
+    return folder, str(place)
 
 
 def _stem(file: Path) -> str:

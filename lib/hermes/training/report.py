@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
+
+from hermes.errors import HermesError
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,10 @@ class StepReport:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run made.
+    """What a run made, if that can be used.
+
+    Raises:
+        HermesError: the weights hold a number that is not finite.
 
     Attributes:
         net: the averaged weights, on the CPU, in eval mode and trainable again.
@@ -49,3 +55,8 @@ class TrainingResult:
     idle_share: float = 0.0
     trained_numbers: int = 0
     resumed_at: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.net.parameters()):
+            msg = "Training ended with weights that are not finite, which are thrown away. Lower `learning_rate`."
+            raise HermesError(msg)

@@ -137,7 +137,7 @@ class PatchSampler:
             seed: of all draws.
             augmentation: None: patches are cut and left as they are.
             dataset_weights: how often each dataset is drawn; 1 where nothing is said.
-            distil_rows: rows for which a teacher answers where a case has no annotation of them.
+            distil_rows: rows for which a teacher answers where a case covers them and has no annotation of them.
             distil_most: so many of them per sample at most, drawn anew each time.
             rehearsed_rows: rows for which a teacher answers as well where a case has an annotation of them.
             beside_most: so many of the other tasks that any case has annotated are asked beside at most.
@@ -187,7 +187,8 @@ class PatchSampler:
 
     def _soft(self, case: TrainingCase, step: int, place: int) -> tuple[int, ...]:
         """Rows of this sample for the teacher; a stream of its own, so that the others stay as they are."""
-        free = [row for row in self._distil_rows if row not in case.annotated]
+        rows = self._distil_rows
+        free = [r for r in rows if r not in case.annotated and (case.covered is None or r in case.covered)]
         if not free:
             return ()
         generator = np.random.default_rng([self._seed, 2, step, place])
