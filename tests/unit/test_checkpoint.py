@@ -133,6 +133,10 @@ def test_other_weights_are_refused(tmp_path: Path, net) -> None:
     [
         "{", "[]", "{}", json.dumps({**MANIFEST.to_json(), "network": {"name": "hermes-c"}}),
         *(json.dumps({**MANIFEST.to_json(), "learned_in": wrong}) for wrong in (5, ["v1"], [{"version": "v1"}])),
+        json.dumps({**MANIFEST.to_json(), "learned_in": [{"version": 5, "sha256": "", "rows": []}]}),
+        json.dumps({**MANIFEST.to_json(), "trained_on": [{"case_id": "a", "label_id": [1]}]}),
+        json.dumps({**MANIFEST.to_json(), "trained_rows": [2]}),
+        json.dumps({**MANIFEST.to_json(), "preparation": {**MANIFEST.to_json()["preparation"], "spacing_mm": -1}}),
     ],
 )  # fmt: skip
 def test_a_bad_manifest_is_refused(tmp_path: Path, text: str) -> None:

@@ -78,6 +78,11 @@ def test_the_teacher_is_asked_where_nobody_annotated() -> None:
     assert len({int(few.task_rows[b, few.distilled[b]]) for b in range(4)}) > 1
 
 
+def test_a_teacher_is_asked_only_for_what_the_image_may_show() -> None:
+    batch = sampled(replace(toy_case({0: 1}), covered=frozenset({0, 2})), rows=(1, 2, 3))
+    assert {int(row) for row in batch.task_rows[batch.distilled]} == {2}
+
+
 def test_a_teacher_does_not_change_what_else_is_drawn() -> None:
     case = toy_case({0: 1, 3: 2})
     plain, taught = sampled(case, rows=()), sampled(case, rows=(1, 2))

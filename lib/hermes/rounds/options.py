@@ -18,8 +18,8 @@ class RoundOptions:
     Attributes:
         steps: optimiser steps; None: as many as suit device and labels.
         mode: one of `MODES`.
-        replay: how often a case of an earlier round is drawn beside one with a new label; 1: all alike, but what is
-            only rehearsed takes half of the draws at most.
+        replay: how often a case whose label taught an earlier version is drawn beside one with a new label; 1: all
+            alike, but what is only rehearsed takes half of the draws at most.
         distil: weight of the loss that keeps what earlier versions say where nobody annotated, or lately; 0: none.
         structures: that the round is for: it is refused when one of them occurs in no case.
     """

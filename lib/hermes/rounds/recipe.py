@@ -13,8 +13,8 @@ from hermes.training.cases import TrainingCase
 from hermes.training.trainer import Recipe, fit_patch
 
 NEW, EARLIER, KEPT = "campaign", "earlier", "kept"
-"""Datasets of the sampler: cases with new labels, those that an earlier round has seen, and those that only keep what
-is rehearsed."""
+"""Datasets of the sampler: cases with new labels, those whose label taught an earlier version, and those that only keep
+what is rehearsed."""
 
 KEEPING_RATE = 1 / 3
 """Part of the recipe's learning rate where something may be forgotten; measured in docs/BENCHMARKS.md."""
@@ -40,9 +40,9 @@ def choose_recipe(
         steps: asked for; None: as many as the recipe thinks right.
         window: of the version that training starts from; on a CPU patches are not larger.
         replay: how often an earlier case is drawn beside a new one.
-        distil: weight of what the serving model says, where there is something that it could forget; then the round
+        distil: weight of what earlier versions say, where there is something that could be forgotten; then the round
             is a gentle one.
-        rehearsed_rows: tasks for which the serving model speaks beside their labels.
+        rehearsed_rows: tasks for which they speak beside the labels.
     """
     gpu = device.type == "cuda"
     shapes = [case.image.shape for case in cases]

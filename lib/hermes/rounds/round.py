@@ -41,7 +41,14 @@ from hermes.rounds.preflight import check_cases
 from hermes.rounds.recipe import by_use, choose_recipe, window_of
 from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
-from hermes.rounds.teachers import Teaching, choose_teachers, learned_in, taught_rows, trained_rows
+from hermes.rounds.teachers import (
+    Teaching,
+    choose_teachers,
+    learned_in,
+    taught_rows,
+    teaching_cases,
+    trained_rows,
+)
 from hermes.rounds.watching import watched
 from hermes.training.cases import TrainingCase, taught_cases
 from hermes.training.preflight import LeftOut
@@ -174,7 +181,7 @@ class _Round:
         logger.info("Training on %d cases, %s", len(start.cases), recipe)
         with watched(self._workspace, self._run_id, recipe) as monitor:
             result = train(
-                start.net, _teaching(start.cases, recipe), recipe, device=self._device, seed=seed, on_step=self._on_step,
+                start.net, teaching_cases(start.cases, recipe), recipe, device=self._device, seed=seed, on_step=self._on_step,
                 should_stop=self._should_stop, resume=resume, monitor=monitor,
                 row_groups=start.bindings.all_rows(), teachers=[(one.net, one.rows) for one in teachers],
             )  # fmt: skip
@@ -267,6 +274,7 @@ class _Round:
     # -------------------------------------------------------------------- end
 
     def _manifest(self, start: _Start, recipe: Recipe, seed: int, net: UniversalNetwork) -> Manifest:
+        trained = trained_rows(start.cases, recipe)
         return Manifest(
             network=net.config,
             label_space=start.bindings.space,
@@ -275,8 +283,8 @@ class _Round:
             version=self._workspace.versions.new_name(_digest(net)),
             parent=start.serving.name,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            trained_on=taught_cases(start.cases, trained_rows(start.cases, recipe)),
-            trained_rows=tuple(sorted(start.manifest.learned_rows | trained_rows(start.cases, recipe))),
+            trained_on=taught_cases(start.cases, trained),
+            trained_rows=tuple(sorted(start.manifest.learned_rows | trained)),
             learned_in=learned_in(start.serving, start.manifest, taught_rows(start.cases, recipe)),
             settings=self._settings.to_conf(),
             seed=seed,
@@ -355,13 +363,6 @@ class _Round:
 
     def _progress(self, phase: str, **more: Any) -> None:
         self._workspace.progress.write(phase=phase, at=time.time(), pid=os.getpid(), run=self._run_id, **more)
-
-
-def _teaching(cases: Sequence[TrainingCase], recipe: Recipe) -> list[TrainingCase]:
-    """The cases that have something to learn from: where only the rows of new structures learn, those that draw one."""
-    return [
-        case for case in cases if recipe.trainable != "priors" or case.annotated.keys() & set(recipe.new_rows)
-    ]
 
 
 def _final_loss(result: TrainingResult) -> float:

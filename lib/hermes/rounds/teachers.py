@@ -38,6 +38,12 @@ def trained_rows(cases: Sequence[TrainingCase], recipe: Recipe) -> frozenset[int
     return annotated & frozenset(recipe.new_rows) if recipe.trainable == "priors" else annotated
 
 
+def teaching_cases(cases: Sequence[TrainingCase], recipe: Recipe) -> list[TrainingCase]:
+    """The cases that have a label of a row that labels change."""
+    trained = trained_rows(cases, recipe)
+    return [case for case in cases if case.annotated.keys() & trained]
+
+
 def taught_rows(cases: Sequence[TrainingCase], recipe: Recipe) -> frozenset[int]:
     """Rows that labels alone change in a training: those that are rehearsed are held where they were."""
     held = recipe.rehearsed_rows if recipe.distil_weight > 0 else ()

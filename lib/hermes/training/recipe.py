@@ -69,8 +69,8 @@ class Recipe:
         new_rows: rows of new structures.
         distil_weight: of what a teacher answers for its tasks; 0: no teacher is asked.
         distil_rows_per_sample: for at most so many that are not annotated in a sample it answers.
-        rehearsed_rows: tasks of which the teacher has learned every label: where they are annotated it answers as
-            well, so that a few replayed cases are not learned by heart. Other labels may correct the teacher.
+        rehearsed_rows: tasks of which every label was learned before: where they are annotated their teacher answers
+            as well, so that a few replayed cases are not learned by heart. Other labels may correct the teacher.
     """
 
     steps: int = 400
