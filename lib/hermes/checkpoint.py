@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hermes import __version__
-from hermes.errors import CheckpointError, ConflictError, HermesError, WeightsMismatchError
+from hermes.errors import BadRequestError, CheckpointError, ConflictError, HermesError, WeightsMismatchError
 from hermes.labels.space import LabelSpace
 from hermes.model import NetworkConfig, UniversalNetwork, build_network
 from hermes.transforms.preparation import PreparationSpec
@@ -279,7 +279,11 @@ def load_checkpoint(
     except SafetensorError as error:
         msg = f"Expected safetensors in {WEIGHTS_FILE} of {path.parent.name!r}, got a damaged file."
         raise CheckpointError(msg) from error
-    net = build_network(manifest.network)
+    try:
+        net = build_network(manifest.network)
+    except BadRequestError as error:
+        msg = f"Expected a network that can be built in the manifest of {path.parent.name!r}. {error}"
+        raise CheckpointError(msg) from error
     load_weights(net, weights)
     return net.to(device).eval(), manifest
 

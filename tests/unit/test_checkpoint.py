@@ -145,6 +145,16 @@ def test_a_bad_manifest_is_refused(tmp_path: Path, text: str) -> None:
         read_manifest(tmp_path)
 
 
+def test_a_network_that_cannot_be_built_is_refused(tmp_path: Path, net) -> None:
+    save_checkpoint(tmp_path / "v2", net, MANIFEST)
+    file = tmp_path / "v2" / MANIFEST_FILE
+    data = json.loads(file.read_text())
+    data["network"]["width"] = 0
+    file.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="width"):
+        load_checkpoint(tmp_path / "v2")
+
+
 def test_no_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="got none"):
         load_checkpoint(tmp_path)

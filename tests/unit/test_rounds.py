@@ -763,7 +763,9 @@ def test_labels_that_a_round_of_new_rows_passed_by_are_not_known(play: Any, spie
     campaign.run()
     campaign.submit("a")  # corrected
     campaign.submit("b", **ORGANS)
-    version = campaign.run(mode="priors").version
+    report = campaign.run(mode="priors")
+    assert report.cases == 1
+    version = report.version
     taught = read_manifest(campaign.workspace.versions.path(version)).trained_on
     assert [(used.case_id, used.rows) for used in taught] == [("b", (2, 3))]
     campaign.submit("c", **ORGANS)

@@ -178,10 +178,11 @@ class _Round:
         resume = ResumePoint(
             self._workspace.training_state, self._key(start, recipe, seed, teachers), keep=True
         )
-        logger.info("Training on %d cases, %s", len(start.cases), recipe)
+        cases = teaching_cases(start.cases, recipe)
+        logger.info("Training on %d cases, %s", len(cases), recipe)
         with watched(self._workspace, self._run_id, recipe) as monitor:
             result = train(
-                start.net, teaching_cases(start.cases, recipe), recipe, device=self._device, seed=seed, on_step=self._on_step,
+                start.net, cases, recipe, device=self._device, seed=seed, on_step=self._on_step,
                 should_stop=self._should_stop, resume=resume, monitor=monitor,
                 row_groups=start.bindings.all_rows(), teachers=[(one.net, one.rows) for one in teachers],
             )  # fmt: skip
@@ -192,7 +193,7 @@ class _Round:
         verdict, measured, unmeasured = self._judge(start, net, manifest)
         verdict = self._unless_moved(start, verdict)
         report = RoundReport(
-            manifest.version, start.serving.name, verdict, len(start.cases), len(self._labels.holdout),
+            manifest.version, start.serving.name, verdict, len(cases), len(self._labels.holdout),
             result.steps, result.seconds, _final_loss(result), (*start.skipped, *unmeasured), self._options.mode, found.to_json(),
         )  # fmt: skip
         self._keep(net, replace(manifest, held_out=measured), report)

@@ -259,6 +259,6 @@ def _unreadable(path: Path) -> BadImageError:
     known = NIBABEL_SUFFIXES + ITK_SUFFIXES  # never the whole name, which may be a patient's
     kind = next((suffix for suffix in known if path.name.lower().endswith(suffix)), "label")
     return BadImageError(
-        f"Expected a readable {kind} image, got a file that is empty, cut off or of another kind. "
+        f"Expected a readable {kind} file, got one that is empty, cut off or of another kind. "
         "Check the file by opening it in a viewer and export it again."
     )
