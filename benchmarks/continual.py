@@ -36,7 +36,7 @@ from hermes.device import choose_precision
 from hermes.model import NetworkConfig, UniversalNetwork, build_network, extend_tasks
 from hermes.phantoms import dataset, make_case
 from hermes.rounds.options import RoundOptions
-from hermes.rounds.recipe import KEEPING_RATE
+from hermes.rounds.recipe import KEEPING_RATE, by_rarity
 from hermes.starter import phantom_volume
 from hermes.training.cases import TrainingCase
 from hermes.training.trainer import Recipe, train
@@ -316,6 +316,20 @@ def rounds(lines: Lines, given: argparse.Namespace) -> None:
                   worst_task_change=worst, steps=how.steps, cpu_s=cpu, each=named(after), **found)  # fmt: skip
 
 
+def beside(lines: Lines, given: argparse.Namespace) -> None:
+    """A structure that one image of many labels, beside what all of them do: images drawn alike, and by rarity."""
+    old = {(NEW, structure): row for row, structure in enumerate(THREE)}
+    rows = {**old, (NEW, "stomach"): len(old)}
+    data = cases(NEW, old, given.cases - 1, given.seed)
+    start, _ = fit(fresh(len(rows), given.seed), data, recipe(given.steps), given.seed)
+    data.append(case(NEW, 1000 * (given.seed + 1) + given.cases, rows))
+    how = replace(recipe(1), steps=recipe(1).steps_for(len(data)))
+    lines.add(draws="before", **scores(start, NEW, old))
+    for name, drawn in (("alike", data), ("by rarity", by_rarity(data))):
+        net, cpu = fit(copy.deepcopy(start), drawn, how, given.seed)
+        lines.add(draws=name, cpu_s=cpu, steps=how.steps, **scores(net, NEW, rows))
+
+
 def transfer(lines: Lines, given: argparse.Namespace) -> None:
     """The model of the old datasets fine-tuned on an unseen one, against training from scratch."""
     start, rows, _ = base(given)
@@ -335,7 +349,7 @@ def transfer(lines: Lines, given: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the benchmarks for one seed."""
-    benchmarks = {f.__name__: f for f in (synergy, partial, incremental, rounds, transfer)}
+    benchmarks = {f.__name__: f for f in (synergy, partial, incremental, rounds, beside, transfer)}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -20,6 +20,7 @@ def refusals(server: Any) -> dict[str, int]:
         "mode": train(server, {"mode": "all"}),
         "replay": train(server, {"replay": "often"}),
         "distil": train(server, {"distil": -1}),
+        "keep": train(server, {"keep": "some"}),
         "structure": train(server, {"structures": ["livr"]}),
         "part": server.post("/train/", json={"hermes": 5}),
         "unknown version": server.post("/hermes/versions/v0009-abcdef/publish"),
@@ -49,7 +50,7 @@ def test_rounds_over_http(start: Any, truth: Any) -> None:
         assert info["models"]["hermes"]["labels"] == {"liver": 1, "spleen": 2}
 
         assert refusals(server) == {
-            "mode": 400, "replay": 400, "distil": 400, "structure": 400, "part": 400, "unknown version": 404,
+            "mode": 400, "replay": 400, "distil": 400, "keep": 400, "structure": 400, "part": 400, "unknown version": 404,
             "no parent": 409,
         }  # fmt: skip
         found = server.get("/hermes/preflight").json()

@@ -31,6 +31,7 @@ DEFAULTS = Settings(
     train_mode="full",
     replay=1.0,
     distil=2.0,
+    keep="named",
     holdout_share=0.2,
     gate_task_margin=0.02,
     gate_margin=0.005,

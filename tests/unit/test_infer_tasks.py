@@ -14,8 +14,6 @@ from hermes.errors import BadRequestError, NotFoundError
 from hermes.labels.space import published_label_space
 from hermes.model import NetworkConfig, UniversalNetwork, build_network
 from hermes.records import LabelMap
-from hermes.rounds.round import _Start
-from hermes.training.cases import TrainingCase
 from hermes.transforms.preparation import PreparationSpec
 from hermes.transforms.reading import read_label_map
 from hermes.transforms.writing import write_label_map
@@ -157,27 +155,6 @@ def test_a_label_teaches_the_task_that_draws_its_image(campaign):
     named = campaign(structures="liver@AMOS,left kidney")[0].workspace.bindings()
     assert SPACE.tasks[named.rows_in(Modality.T1)["liver@AMOS"]].key == "liver@AMOS"
     assert SPACE.tasks[named.rows_in(Modality.T1)["left kidney"]].key == "left kidney@CHAOS"
-
-
-def test_a_round_can_forget_only_what_its_images_could_show(campaign):
-    """A campaign in CT alone is not a gentle one because the model draws the same structures in MR."""
-    workspace = campaign(structures="liver,spleen")[0].workspace
-    (serving, manifest), bindings = workspace.serving(), workspace.bindings()
-    ct, t1 = bindings.rows_in(Modality.CT), bindings.rows_in(Modality.T1)
-    assert set(ct.values()).isdisjoint(t1.values())
-
-    def case(modality, rows, *names):
-        voxels = np.zeros((1, 1, 1))
-        return TrainingCase("x", voxels, voxels, {rows[name]: None for name in names}, modality)
-
-    def forgotten(*cases):
-        return _Start(serving, manifest, bindings, None, (), list(cases), [], ()).may_be_forgotten
-
-    whole = case(Modality.CT, ct, "liver", "spleen")
-    assert forgotten(whole) == ()
-    assert forgotten(whole, case(Modality.CT, ct, "liver")) == (ct["spleen"],)
-    assert forgotten(whole, case(Modality.T1, t1, "liver")) == (t1["spleen"],)
-    assert forgotten(whole, case(Modality.T1, t1, "liver", "spleen")) == ()
 
 
 def test_names_of_a_request(campaign):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.unit.test_rounds import Play
+from tests.playing import Play
 
 from hermes.campaign.facts import ImageFacts
 from hermes.errors import BadRequestError, NotFoundError, PacsError

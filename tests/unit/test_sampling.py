@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,14 @@ def test_modality_rows_and_unknown() -> None:
     assert batch.modality_rows.tolist() == [Modality.T2.row] * 4
     assert batch.modality_known.all()
     assert not sampler(case(modality=None)).batch(0).modality_known.any()
+
+
+def test_weights_of_cases_are_followed_within_their_dataset() -> None:
+    cases = [replace(case("a"), weight=3.0), case("b"), case("c", dataset="other")]
+    drawn = sampler(*cases)
+    names = [drawn._plan(step, place).case.case_id for step in range(200) for place in range(4)]
+    share = {name: names.count(name) / len(names) for name in "abc"}
+    assert share == pytest.approx({"a": 0.375, "b": 0.125, "c": 0.5}, abs=0.06)
 
 
 def test_dataset_weights_are_followed() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from hermes.adapters.annotators import annotator_in
 from hermes.config import Settings
 from hermes.errors import BadRequestError
-from hermes.rounds import MODES, RoundOptions
+from hermes.rounds import KEEPS, MODES, RoundOptions
 from hermes.submission import match_structure
 from hermes.types import Modality, StructureName
 
@@ -185,7 +185,7 @@ STOCK_TRAIN_PARAMS = frozenset(
     }
 )  # fmt: skip
 """What clients of MONAI Label's own trainers send; it means nothing here, and is passed by."""
-TRAIN_PARAMS = ("train_steps", "mode", "replay", "distil", "structures")
+TRAIN_PARAMS = ("train_steps", "mode", "replay", "distil", "keep", "structures")
 
 
 def round_options(
@@ -194,7 +194,7 @@ def round_options(
     """What a train request chooses; the settings where it is silent.
 
     Args:
-        request: ``train_steps``, ``mode``, ``replay``, ``distil`` and ``structures`` are read.
+        request: ``train_steps``, ``mode``, ``replay``, ``distil``, ``keep`` and ``structures`` are read.
         settings: of the campaign.
         structures: that the campaign labels.
 
@@ -206,9 +206,10 @@ def round_options(
     asked = _structures(request) or ()
     return RoundOptions(
         steps=steps_of(request) or default.steps,
-        mode=_mode(request, default.mode),
+        mode=_choice(request, "mode", MODES, default.mode),
         replay=_weight(request, "replay", default.replay),
         distil=_weight(request, "distil", default.distil),
+        keep=_choice(request, "keep", KEEPS, default.keep),
         structures=tuple(match_structure(name, structures) for name in asked),
     )
 
@@ -225,14 +226,14 @@ def refuse_unknown_options(request: Mapping[str, Any]) -> None:
         raise BadRequestError(msg)
 
 
-def _mode(request: Mapping[str, Any], default: str) -> str:
-    value = request.get("mode")
+def _choice(request: Mapping[str, Any], key: str, choices: Sequence[str], default: str) -> str:
+    value = request.get(key)
     if isinstance(value, list):  # the whole choice, as the trainer's config offers it and Slicer echoes it
         value = value[0] if value else None
     if value in (None, ""):
         return default
-    if value not in MODES:
-        msg = f"Expected 'mode' to be one of {list(MODES)}, got {str(value)[:100]!r}."
+    if value not in choices:
+        msg = f"Expected {key!r} to be one of {list(choices)}, got {str(value)[:100]!r}."
         raise BadRequestError(msg)
     return str(value)
 

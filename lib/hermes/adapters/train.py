@@ -16,7 +16,7 @@ from hermes.adapters.requests import round_options
 from hermes.adapters.training_guard import refuse_paths
 from hermes.campaign.records import RunState
 from hermes.errors import CancelledError
-from hermes.rounds import MODES, end_with_parent, run_round
+from hermes.rounds import KEEPS, MODES, end_with_parent, run_round
 from hermes.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,13 @@ class HermesTrainTask(TrainTask):  # type: ignore[misc]
         """What a request may say; viewers show a list as a choice and send one of it, or all of it, back."""
         settings = self._workspace.settings
         modes = sorted(MODES, key=lambda mode: mode != settings.train_mode)
+        keeps = sorted(KEEPS, key=lambda keep: keep != settings.keep)
         return {
             "train_steps": settings.train_steps_per_round or 0,
             "mode": modes,
             "replay": settings.replay,
             "distil": settings.distil,
+            "keep": keeps,
             "structures": "",
         }
 

@@ -46,6 +46,7 @@ class Settings:
     train_mode: str
     replay: float
     distil: float
+    keep: str
     holdout_share: float
     gate_task_margin: float
     gate_margin: float

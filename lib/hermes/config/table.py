@@ -143,6 +143,13 @@ SETTINGS: tuple[Setting, ...] = (
         number(0, 100),
     ),
     Setting(
+        "keep",
+        "named",
+        "What a round keeps beside what it learns: named (the structures of the campaign), or all (whatever the model "
+        "knows, of other modalities too; a round then learns much less in as many steps).",
+        choice("named", "all"),
+    ),
+    Setting(
         "holdout_share",
         "0.2",
         "Part of the patients whose labels measure every candidate model and train none, 0 to 0.9; a patient is "

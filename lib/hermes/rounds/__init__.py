@@ -2,7 +2,7 @@
 
 from hermes.rounds.ahead import Ahead
 from hermes.rounds.cases import require_labels, require_new_structures
-from hermes.rounds.options import MODES, RoundOptions
+from hermes.rounds.options import KEEPS, MODES, RoundOptions
 from hermes.rounds.preflight import Preflight, preflight_of
 from hermes.rounds.process import end_with_parent
 from hermes.rounds.recipe import choose_recipe
@@ -10,6 +10,7 @@ from hermes.rounds.report import RoundReport
 from hermes.rounds.round import run_round
 
 __all__ = [
+    "KEEPS",
     "MODES",
     "Ahead",
     "Preflight",

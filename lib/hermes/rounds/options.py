@@ -10,6 +10,9 @@ from hermes.types import StructureName
 MODES = ("full", "decoder", "priors")
 """What a round trains: the whole network, all but its encoder, or the rows of new structures and nothing else."""
 
+KEEPS = ("named", "all")
+"""What a round keeps beside what it learns: the structures that the campaign names, or all that the model knows."""
+
 
 @dataclass(frozen=True)
 class RoundOptions:
@@ -21,6 +24,7 @@ class RoundOptions:
         replay: how often a case whose label taught an earlier version is drawn beside one with a new label; 1: all
             alike, but what is only rehearsed takes half of the draws at most.
         distil: weight of the loss that keeps what earlier versions say where nobody annotated, or lately; 0: none.
+        keep: one of `KEEPS`.
         structures: that the round is for: it is refused when one of them occurs in no case.
     """
 
@@ -28,9 +32,13 @@ class RoundOptions:
     mode: str = "full"
     replay: float = 1.0
     distil: float = 2.0
+    keep: str = "named"
     structures: tuple[StructureName, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> RoundOptions:
         """What the settings say."""
-        return cls(settings.train_steps_per_round, settings.train_mode, settings.replay, settings.distil)
+        return cls(
+            steps=settings.train_steps_per_round, mode=settings.train_mode, replay=settings.replay,
+            distil=settings.distil, keep=settings.keep,
+        )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -66,17 +68,36 @@ def by_use(cases: Sequence[TrainingCase], rehearsed_rows: Collection[int]) -> li
     return [replace(case, dataset=KEPT) if case.annotated.keys() <= rehearsed else case for case in cases]
 
 
+def by_rarity(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
+    """The cases; one that draws what few of them draw is drawn more often, or all the others would drown it.
+
+    The weight of a structure is the square root of cases per case that draws it, that of a case the largest of its
+    structures: the repeat factors of LVIS (arXiv 1908.03195).
+    """
+    drawing = Counter(row for case in cases for row in _drawn(case))
+    return [
+        replace(case, weight=max((math.sqrt(len(cases) / drawing[row]) for row in _drawn(case)), default=1.0))
+        for case in cases
+    ]
+
+
+def _drawn(case: TrainingCase) -> list[int]:
+    return [row for row, value in case.annotated.items() if value is not None]
+
+
 def _weights(cases: Sequence[TrainingCase], replay: float) -> dict[str, float]:
     """How often the sampler draws each dataset; it draws that first, so a weight is that of all its cases together.
 
     What is only kept takes half of the draws at most, or a few new labels would be drowned by all that came before.
     """
-    counts = {name: sum(case.dataset == name for case in cases) for name in (NEW, EARLIER, KEPT)}
-    if counts[NEW] == len(cases):
+    if all(case.dataset == NEW for case in cases):
         return {}
-    teaching = {NEW: float(counts[NEW]), EARLIER: replay * counts[EARLIER]}
-    weights = {**teaching, KEPT: min(replay * counts[KEPT], sum(teaching.values()))}
-    return {name: weight for name, weight in weights.items() if counts[name]}
+    total = {
+        name: sum(case.weight for case in cases if case.dataset == name) for name in (NEW, EARLIER, KEPT)
+    }
+    teaching = {NEW: total[NEW], EARLIER: replay * total[EARLIER]}
+    weights = {**teaching, KEPT: min(replay * total[KEPT], sum(teaching.values()))}
+    return {name: weight for name, weight in weights.items() if total[name]}
 
 
 def window_of(patch: tuple[int, int, int], device: torch.device) -> tuple[int, int, int]:

@@ -38,7 +38,7 @@ from hermes.rounds.lineage import Lineage
 from hermes.rounds.measuring import Holdout
 from hermes.rounds.options import RoundOptions
 from hermes.rounds.preflight import check_cases
-from hermes.rounds.recipe import by_use, choose_recipe, window_of
+from hermes.rounds.recipe import by_rarity, by_use, choose_recipe, window_of
 from hermes.rounds.report import RoundReport
 from hermes.rounds.rows import add_rows
 from hermes.rounds.teachers import (
@@ -101,7 +101,10 @@ def run_round(
 
 @dataclass(frozen=True)
 class _Start:
-    """What a round begins with: the version that answers, and the labels in the rows of its network."""
+    """What a round begins with: the version that answers, and the labels in the rows of its network.
+
+    ``keep``: learned rows that are not to be forgotten, as far as images can keep them.
+    """
 
     serving: Serving
     manifest: Manifest
@@ -111,17 +114,18 @@ class _Start:
     cases: list[TrainingCase]
     skipped: list[LeftOut]
     rehearsed: tuple[int, ...]
+    keep: frozenset[int]
 
     @property
     def may_be_forgotten(self) -> tuple[int, ...]:
-        """Rows that the serving model has learned and that a case of their modality does not teach, or that are rehearsed."""
+        """Rows to keep that a case may be asked for and does not teach, or that are rehearsed."""
         untaught = {
             row
             for case in self.cases
-            for row in self.bindings.rows_in(case.modality).values()
+            for row in (self.keep if case.covered is None else self.keep.intersection(case.covered))
             if row not in case.annotated
         }
-        return tuple(sorted((untaught & self.manifest.learned_rows).union(self.rehearsed)))
+        return tuple(sorted(untaught.union(self.rehearsed)))
 
 
 class _Round:
@@ -223,9 +227,15 @@ class _Round:
         skipped = [*skipped, *copies]
         require_cases(cases, skipped)
         rehearsed = lineage.rehearsed(cases, valid)
+        keep = manifest.learned_rows
+        if self._options.keep == "all":
+            cases = [replace(case, covered=None) for case in cases]
+        else:
+            keep &= {row for case in cases for row in bindings.rows_in(case.modality).values()}
         if self._options.distil > 0:
             cases = by_use(cases, rehearsed)
-        return _Start(serving, manifest, bindings, net, new_rows, cases, skipped, rehearsed)
+        cases = by_rarity(cases)
+        return _Start(serving, manifest, bindings, net, new_rows, cases, skipped, rehearsed, keep)
 
     def _recipe(self, start: _Start) -> Recipe:
         recipe = choose_recipe(

@@ -38,6 +38,7 @@ class TrainingCase:
         covered: rows that may be asked of an image like this one: a teacher answers no other; ``None`` = all.
         dataset: group for weighted sampling.
         source: the files behind it, for the manifest; None: there are none.
+        weight: how often it is drawn beside the others of its dataset.
     """
 
     case_id: CaseId
@@ -48,6 +49,7 @@ class TrainingCase:
     dataset: str = "campaign"
     source: UsedCase | None = None
     covered: Collection[int] | None = None
+    weight: float = 1.0
 
 
 def used_cases(cases: Iterable[TrainingCase]) -> tuple[UsedCase, ...]:

@@ -6,7 +6,7 @@ drawn, and loader workers need no shared state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,7 +112,7 @@ class _Plan:
 
 
 class PatchSampler:
-    """Draws batches from cases; datasets by weight, cases evenly, patches by foreground."""
+    """Draws batches from cases; datasets and their cases by weight, patches by foreground."""
 
     def __init__(
         self,
@@ -160,8 +160,11 @@ class PatchSampler:
             for i, c in enumerate(self._cases)
         ]
         self._datasets = sorted({c.dataset for c in self._cases})
-        weights = np.array([(dataset_weights or {}).get(d, 1.0) for d in self._datasets], dtype=np.float64)
-        self._dataset_p = weights / weights.sum()
+        self._dataset_p = _shares((dataset_weights or {}).get(d, 1.0) for d in self._datasets)
+        self._of_dataset = [
+            np.array([i for i, c in enumerate(self._cases) if c.dataset == d]) for d in self._datasets
+        ]
+        self._case_p = [_shares(self._cases[i].weight for i in places) for places in self._of_dataset]
 
     def batch(self, step: int, share: slice = slice(None)) -> Batch:
         """The batch of training step ``step`` (from 0), or the samples of it that ``share`` selects."""
@@ -170,9 +173,8 @@ class PatchSampler:
 
     def _plan(self, step: int, place: int) -> _Plan:
         generator = np.random.default_rng([self._seed, 1, step, place])
-        dataset = self._datasets[int(generator.choice(len(self._datasets), p=self._dataset_p))]
-        choices = [i for i, c in enumerate(self._cases) if c.dataset == dataset]
-        number = int(generator.choice(choices))
+        dataset = int(generator.choice(len(self._datasets), p=self._dataset_p))
+        number = int(generator.choice(self._of_dataset[dataset], p=self._case_p[dataset]))
         case = self._cases[number]
         centre = self._centre(case, self._index[number], generator)
         augmentation = draw(case.modality, generator, self._ranges) if self._ranges else NO_AUGMENTATION
@@ -220,6 +222,13 @@ class PatchSampler:
         ) / 2  # negative where the image is smaller than the patch: the image floats inside
         inside: NDArray[np.float64] = np.clip(centre, shape / 2 - np.abs(room), shape / 2 + np.abs(room))
         return inside
+
+
+def _shares(weights: Iterable[float]) -> NDArray[np.float64]:
+    """Weights that add up to 1."""
+    array: NDArray[np.float64] = np.fromiter(weights, dtype=np.float64)
+    array /= array.sum()
+    return array
 
 
 def _cut(
