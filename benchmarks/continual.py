@@ -339,11 +339,14 @@ def transfer(lines: Lines, given: argparse.Namespace) -> None:
     rows = {**rows, **{(NEW, name): first + number for number, name in enumerate(structures)}}
     for count in (1, 5, 20):
         new = cases(NEW, rows, count, given.seed)
-        for name, net in (
-            ("fine-tuned", copy.deepcopy(start)),
-            ("from scratch", fresh(len(rows), given.seed)),
+        for name, net, rate in (
+            ("fine-tuned", copy.deepcopy(start), 1.0),
+            ("fine-tuned, a third of the rate", copy.deepcopy(start), KEEPING_RATE),
+            ("from scratch", fresh(len(rows), given.seed), 1.0),
         ):
-            net, cpu = fit(net, new, recipe(150 + 25 * count), given.seed)
+            how = recipe(150 + 25 * count)
+            how = replace(how, learning_rate=rate * how.learning_rate)
+            net, cpu = fit(net, new, how, given.seed)
             lines.add(start=name, cases=count, dice=score(net, NEW, rows), cpu_s=cpu)
 
 

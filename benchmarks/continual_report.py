@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-KEYS = ("benchmark", "model", "dataset", "labels", "start", "mode", "round", "cases")
+KEYS = ("benchmark", "model", "dataset", "labels", "start", "draws", "mode", "round", "cases")
 Key = tuple[Any, ...]
 Groups = Mapping[Key, Mapping[str, Sequence[float]]]
 

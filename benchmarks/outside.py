@@ -57,12 +57,13 @@ def labelled(pair: Pair, structures: Sequence[str]) -> LabelMap:
 
 
 def inside(predictor: Predictor, workspace: Workspace, held_out: Sequence[Pair]) -> dict[str, float]:
-    """Dice of each of the campaign's structures, mean over the held-out phantoms that have it."""
+    """Dice of each of the campaign's structures, mean over the held-out phantoms that have it; 0 before it is learned."""
     bindings = workspace.bindings()
     found: dict[str, list[float]] = defaultdict(list)
     for pair in held_out:
         volume, truth = read_volume(pair.image), labelled(pair, bindings.structures)
-        prediction = predictor.predict(volume, bindings.rows)
+        rows = {name: bindings.rows[name] for name in bindings.trained}
+        prediction = predictor.predict(volume, rows)
         values = {r.structure: r.value for r in prediction.structures}
         for value, name in truth.names.items():
             if value in truth.array:
