@@ -325,7 +325,7 @@ def beside(lines: Lines, given: argparse.Namespace) -> None:
     data.append(case(NEW, 1000 * (given.seed + 1) + given.cases, rows))
     how = replace(recipe(1), steps=recipe(1).steps_for(len(data)))
     lines.add(draws="before", **scores(start, NEW, old))
-    for name, drawn in (("alike", data), ("by rarity", by_rarity(data))):
+    for name, drawn in (("alike", data), ("by rarity", by_rarity(data, set(rows.values())))):
         net, cpu = fit(copy.deepcopy(start), drawn, how, given.seed)
         lines.add(draws=name, cpu_s=cpu, steps=how.steps, **scores(net, NEW, rows))
 

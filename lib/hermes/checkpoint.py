@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -125,6 +125,9 @@ class Manifest:
                 f"{self.network.tasks} rows."
             )
             raise CheckpointError(msg)
+        if not all(size > 0 and size % 16 == 0 for size in self.window):
+            msg = f"Expected a `window` of three positive multiples of 16, got {list(self.window)}."
+            raise CheckpointError(msg)
         if not set(self.trained_rows or ()) <= set(range(len(self.label_space))):
             msg = f"Expected `trained_rows` from 0 to {len(self.label_space) - 1}, got {list(self.trained_rows or ())}."
             raise CheckpointError(msg)
@@ -157,7 +160,7 @@ class Manifest:
             raise CheckpointError(msg)
         values = {name: value for name, value in data.items() if name != "format_version"}
         try:
-            values["network"] = NetworkConfig(**values["network"])
+            values["network"] = _network(values["network"])
             values["label_space"] = LabelSpace.from_json(values["label_space"])
             values["preparation"] = PreparationSpec.from_json(values["preparation"])
             z, y, x = (int(size) for size in values["window"])
@@ -244,10 +247,11 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
 
 
 def check_checkpoint(directory: str | os.PathLike[str]) -> Manifest:
-    """The manifest of a version whose weights are those that were stored.
+    """The manifest of a version whose weights are those that were stored, and fit the network that it names.
 
     Raises:
-        CheckpointError: files are missing or damaged, or the weights are not those of the manifest.
+        CheckpointError: files are missing or damaged, the weights are not those of the manifest, or there is no such network.
+        WeightsMismatchError: a missing, surplus or misshapen tensor.
     """
     manifest = read_manifest(directory)
     path = Path(directory) / WEIGHTS_FILE
@@ -260,6 +264,18 @@ def check_checkpoint(directory: str | os.PathLike[str]) -> Manifest:
             "SHA-256 differs). The file was changed or damaged: restore it or import the model again."
         )
         raise CheckpointError(msg)
+    try:
+        with torch.device("meta"):  # nothing of it is in memory
+            net = build_network(manifest.network)
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except BadRequestError as error:
+        msg = f"Expected a network that can be built in the manifest of {path.parent.name!r}. {error}"
+        raise CheckpointError(msg) from error
+    except SafetensorError as error:
+        msg = f"Expected safetensors in {WEIGHTS_FILE} of {path.parent.name!r}, got a damaged file."
+        raise CheckpointError(msg) from error
+    _require_fit(net, shapes)
     return manifest
 
 
@@ -273,18 +289,8 @@ def load_checkpoint(
         WeightsMismatchError: a missing, surplus or misshapen tensor.
     """
     manifest = check_checkpoint(directory)
-    path = Path(directory) / WEIGHTS_FILE
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        msg = f"Expected safetensors in {WEIGHTS_FILE} of {path.parent.name!r}, got a damaged file."
-        raise CheckpointError(msg) from error
-    try:
-        net = build_network(manifest.network)
-    except BadRequestError as error:
-        msg = f"Expected a network that can be built in the manifest of {path.parent.name!r}. {error}"
-        raise CheckpointError(msg) from error
-    load_weights(net, weights)
+    net = build_network(manifest.network)
+    load_weights(net, load_file(Path(directory) / WEIGHTS_FILE))
     return net.to(device).eval(), manifest
 
 
@@ -294,19 +300,30 @@ def load_weights(net: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         WeightsMismatchError: a missing, surplus or misshapen tensor, each named.
     """
-    wanted = net.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in weights]
-    problems += [f"surplus {name}" for name in weights if name not in wanted]
+    _require_fit(net, {name: tuple(value.shape) for name, value in weights.items()})
+    net.load_state_dict(dict(weights))
+
+
+def _require_fit(net: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    problems = [f"missing {name}" for name in wanted if name not in shapes]
+    problems += [f"surplus {name}" for name in shapes if name not in wanted]
     problems += [
-        f"{name} of shape {tuple(weights[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in weights and weights[name].shape != value.shape
+        f"{name} of shape {shapes[name]} instead of {shape}"
+        for name, shape in wanted.items()
+        if shapes.get(name, shape) != shape
     ]
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         msg = f"The weights do not fit the network: {'; '.join(problems[:_SHOWN])}{more}."
         raise WeightsMismatchError(msg)
-    net.load_state_dict(dict(weights))
+
+
+def _network(entry: Any) -> NetworkConfig:
+    _require(isinstance(entry, dict), "network", entry)
+    config = NetworkConfig(**entry)
+    _require(isinstance(config.tasks, (int, float)), "network.tasks", config.tasks)
+    return config
 
 
 def _used_case(entry: Any) -> UsedCase:

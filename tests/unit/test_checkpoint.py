@@ -13,6 +13,7 @@ from hermes.checkpoint import (
     LearnedIn,
     Manifest,
     UsedCase,
+    check_checkpoint,
     code_version,
     load_checkpoint,
     load_weights,
@@ -145,14 +146,38 @@ def test_a_bad_manifest_is_refused(tmp_path: Path, text: str) -> None:
         read_manifest(tmp_path)
 
 
-def test_a_network_that_cannot_be_built_is_refused(tmp_path: Path, net) -> None:
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        *(
+            ("width", value, "width")
+            for value in (0, -8, "8", None, [8], 8.0, True, 1e20, float("nan"), 10**13)
+        ),
+        ("width", 16, "do not fit"),
+        ("tasks", 22.5, "tasks"),
+        ("tasks", 10**13, "tasks"),
+        ("modalities", "5", "modalities"),
+        ("name", ["hermes-c"], "network out of"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(tmp_path: Path, net, entry, value, said) -> None:
     save_checkpoint(tmp_path / "v2", net, MANIFEST)
     file = tmp_path / "v2" / MANIFEST_FILE
     data = json.loads(file.read_text())
-    data["network"]["width"] = 0
+    data["network"][entry] = value
     file.write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match="width"):
-        load_checkpoint(tmp_path / "v2")
+    for read in (check_checkpoint, load_checkpoint):
+        with pytest.raises(CheckpointError, match=said):
+            read(tmp_path / "v2")
+
+
+@pytest.mark.parametrize("window", [[0, 0, 0], [32, 32, 30], [-16, 16, 16]])
+def test_a_window_that_no_network_takes_is_refused(tmp_path: Path, net, window) -> None:
+    save_checkpoint(tmp_path / "v2", net, MANIFEST)
+    file = tmp_path / "v2" / MANIFEST_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "window": window}))
+    with pytest.raises(CheckpointError, match="multiples of 16"):
+        check_checkpoint(tmp_path / "v2")
 
 
 def test_no_manifest_is_refused(tmp_path: Path) -> None:

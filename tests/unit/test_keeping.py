@@ -259,9 +259,11 @@ def test_what_few_images_draw_is_drawn_more_often() -> None:
         return TrainingCase(CaseId(name), voxels, voxels, annotated, Modality.CT)
 
     alike = [case(name, 0, 1) for name in "abc"]
-    assert {c.weight for c in by_rarity(alike)} == {1.0}
-    weights = [c.weight for c in by_rarity([*alike, case("d", 0, 1, 2), case("e", absent=(0, 2))])]
+    assert {c.weight for c in by_rarity(alike, {0, 1})} == {1.0}
+    five = [*alike, case("d", 0, 1, 2), case("e", absent=(0, 2))]
+    weights = [c.weight for c in by_rarity(five, {0, 1, 2})]
     assert weights == pytest.approx([math.sqrt(5 / 4)] * 3 + [math.sqrt(5), 1.0])
+    assert [c.weight for c in by_rarity(five, {2})] == pytest.approx([1.0] * 3 + [math.sqrt(5), 1.0])
 
 
 def test_replay_weighs_earlier_cases(play: Any, monkeypatch: Any) -> None:

@@ -1,5 +1,6 @@
 """Reading and writing images; DICOM series are made here, slice by slice."""
 
+import gzip
 from pathlib import Path
 
 import nibabel
@@ -235,3 +236,51 @@ def test_hounsfield_units_say_more_than_a_name(tmp_path, name, least, expected) 
     array = np.linspace(least, 500, 60, dtype=np.float32).reshape(3, 4, 5)
     volume = read_volume(nifti(tmp_path / name, array))
     assert (volume.modality, volume.modality_source) == expected
+
+
+@pytest.mark.parametrize("name", ["l.nii.gz", "l.mgz", "l.nrrd", "l.mha"])
+def test_a_damaged_label_is_not_read_as_another_drawing(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    array = np.random.default_rng(0).integers(0, 3, (20, 24, 28)).astype(np.uint8)
+    if name.endswith(("nrrd", "mha")):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(path), useCompression=True)
+    elif name.endswith("mgz"):
+        nibabel.save(nibabel.MGHImage(array.transpose(2, 1, 0), np.eye(4)), path)
+    else:
+        nifti(path, array.transpose(2, 1, 0))
+    good = path.read_bytes()
+    assert np.array_equal(read_label_map(path).array, array)
+    for place in np.linspace(len(good) // 2, len(good) - 1, 40).astype(int):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
+        try:
+            read = read_label_map(path).array
+        except BadLabelError:
+            continue
+        assert np.array_equal(read, array)  # the length at the end of gzip, or a byte that means nothing
+    for cut in (1, 5, 100):
+        path.write_bytes(good[:-cut])
+        with pytest.raises(BadLabelError, match="cut off"):
+            read_label_map(path)
+    path.write_bytes(good + b"\0" * 512)  # tapes and some disks pad
+    assert np.array_equal(read_label_map(path).array, array)
+
+
+def test_several_streams_of_gzip_are_one_label(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 3, (20, 24, 28)).astype(np.uint8)
+    plain = nifti(tmp_path / "l.nii", array.transpose(2, 1, 0)).read_bytes()
+    path = tmp_path / "l.nii.gz"
+    path.write_bytes(b"".join(gzip.compress(plain[i : i + 3000]) for i in range(0, len(plain), 3000)))
+    assert np.array_equal(read_label_map(path).array, array)
+
+
+@pytest.mark.parametrize("name", ["l.nii.gz", "l.nrrd", "l.mha"])
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"NRRD0004\ntype: uint8\n", b"ObjectType = Image\nNDims = 3\n"]
+)
+def test_a_file_of_another_kind_is_called_that(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadLabelError, match="empty, cut off or of another kind"):
+        read_label_map(path)
+    with pytest.raises(BadImageError, match="empty, cut off or of another kind"):
+        read_volume(path)

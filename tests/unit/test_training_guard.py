@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from monailabel.utils.async_tasks.task import AsyncTask
 
 from hermes.adapters import training_guard
-from hermes.adapters.training_guard import GuardedTask, Hooks, _AllTrainings
+from hermes.adapters.training_guard import GuardedTask, Hooks, run_all_trainings
 from hermes.workspace import StopRequest
 
 
@@ -126,19 +126,27 @@ def test_a_round_of_another_server_is_waited_for(monkeypatch: pytest.MonkeyPatch
     assert started == ["train"]
 
 
-def test_the_part_of_a_trainer_is_an_object(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_gets_its_own_part_of_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     class App:
         def info(self) -> dict[str, Any]:
-            return {"trainers": {"hermes": {}}}
+            return {"trainers": {"hermes": {}, "other": {}}}
+
+    started: list[Any] = []
+
+    def run(method: str, request: Any, params: Any, force_sync: bool, enqueue: bool) -> tuple[str, str]:
+        started.append((method, request["model"], params, force_sync, enqueue))
+        return "task", "detail"
 
     monkeypatch.setattr(training_guard, "app_instance", App)
-    run_all = _AllTrainings()
-    run_all.stock = lambda params, run_sync: (params, run_sync)  # type: ignore[method-assign]
+    monkeypatch.setattr(GuardedTask, "run", staticmethod(run))
     with pytest.raises(HTTPException) as refused:
-        run_all({"hermes": 5})
-    assert refused.value.status_code == 400
-    assert run_all({"hermes": {"train_steps": 1}, "device": "cpu"}, True) == (
-        {"hermes": {"train_steps": 1}, "device": "cpu"},
-        True,
-    )
-    assert run_all(None) == (None, False)
+        run_all_trainings({"hermes": 5})
+    assert (refused.value.status_code, started) == (400, [])
+    answer = run_all_trainings({"hermes": {"train_steps": 1}, "device": "cpu"}, True)
+    assert answer == {name: {"result": "task", "detail": "detail"} for name in ("hermes", "other")}
+    assert started == [
+        ("train", "hermes", {"device": "cpu", "train_steps": 1}, True, True),
+        ("train", "other", {"device": "cpu"}, True, True),
+    ]
+    run_all_trainings()
+    assert started[2] == ("train", "hermes", {}, False, True)

@@ -232,10 +232,11 @@ def _choice(request: Mapping[str, Any], key: str, choices: Sequence[str], defaul
         value = value[0] if value else None
     if value in (None, ""):
         return default
-    if value not in choices:
+    chosen = value.lower() if isinstance(value, str) else value
+    if chosen not in choices:
         msg = f"Expected {key!r} to be one of {list(choices)}, got {str(value)[:100]!r}."
         raise BadRequestError(msg)
-    return str(value)
+    return str(chosen)
 
 
 def _weight(request: Mapping[str, Any], key: str, default: float) -> float:

@@ -190,22 +190,23 @@ def install(hooks: Hooks) -> None:
     GuardedTask.hooks = hooks
     for endpoint in (train, scoring, batch_infer):
         endpoint.AsyncTask = GuardedTask
-    if train.run is not run_all_trainings:
-        run_all_trainings.stock = train.run
-        train.run = run_all_trainings
+    train.run = run_all_trainings
 
 
-class _AllTrainings:
-    """MONAI Label's ``train.run``, which hands each model its own part of the parameters, with the parts checked."""
+def run_all_trainings(params: dict[str, Any] | None = None, run_sync: bool | None = False) -> dict[str, Any]:
+    """MONAI Label's ``train.run``: what is not a model's own part of the parameters is for all of them.
 
-    stock: Callable[..., Any]
-
-    def __call__(self, params: dict[str, Any] | None = None, run_sync: bool | None = False) -> Any:
-        for model, part in (params or {}).items():
-            if model in app_instance().info()["trainers"] and not isinstance(part, dict):
-                msg = f"Expected the parameters of trainer {model!r} as a JSON object, got {type(part).__name__}."
-                raise HTTPException(status_code=BadRequestError.status, detail=msg)
-        return self.stock(params, run_sync)
-
-
-run_all_trainings = _AllTrainings()
+    The stock one hands each model all the parts.
+    """
+    given, models = params or {}, app_instance().info()["trainers"]
+    for model in given.keys() & models:
+        if not isinstance(given[model], dict):
+            msg = f"Expected the parameters of trainer {model!r} as a JSON object, got {type(given[model]).__name__}."
+            raise HTTPException(status_code=BadRequestError.status, detail=msg)
+    common = {key: value for key, value in given.items() if key not in models}
+    result = {}
+    for model in models:
+        part = {**common, **given.get(model, {})}
+        found, detail = GuardedTask.run("train", {"model": model}, part, bool(run_sync), enqueue=True)
+        result[model] = {"result": found, "detail": detail}
+    return result

@@ -131,7 +131,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "replay",
         "1",
-        "How often cases of earlier rounds are drawn beside those with new labels, 0 to 100; 1: all cases alike "
+        "How often cases of earlier rounds are drawn beside those with new labels, 0 to 100; 1: as often "
         "(what is only rehearsed: half of the draws at most), "
         "0: new labels only.",
         number(0, 100),
@@ -146,7 +146,8 @@ SETTINGS: tuple[Setting, ...] = (
         "keep",
         "named",
         "What a round keeps beside what it learns: named (the structures of the campaign), or all (whatever the model "
-        "knows, of other modalities too; a round then learns much less in as many steps).",
+        "knows, of other modalities too; a round then learns less, see docs/continual.md). Nothing is kept with distil=0, and "
+        "train_mode=priors forgets nothing.",
         choice("named", "all"),
     ),
     Setting(

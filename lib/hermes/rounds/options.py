@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hermes.config import Settings
 from hermes.types import StructureName
@@ -21,8 +21,8 @@ class RoundOptions:
     Attributes:
         steps: optimiser steps; None: as many as suit device and labels.
         mode: one of `MODES`.
-        replay: how often a case whose label taught an earlier version is drawn beside one with a new label; 1: all
-            alike, but what is only rehearsed takes half of the draws at most.
+        replay: how often a case whose label taught an earlier version is drawn beside one with a new label; 1: as often,
+            but what is only rehearsed takes half of the draws at most.
         distil: weight of the loss that keeps what earlier versions say where nobody annotated, or lately; 0: none.
         keep: one of `KEEPS`.
         structures: that the round is for: it is refused when one of them occurs in no case.
@@ -34,6 +34,13 @@ class RoundOptions:
     distil: float = 2.0
     keep: str = "named"
     structures: tuple[StructureName, ...] = ()
+
+    def within(self, settings: Settings) -> Settings:
+        """The settings, with the choices of this round."""
+        return replace(
+            settings, train_steps_per_round=self.steps, train_mode=self.mode, replay=self.replay, distil=self.distil,
+            keep=self.keep,
+        )  # fmt: skip
 
     @classmethod
     def of(cls, settings: Settings) -> RoundOptions:

@@ -68,21 +68,25 @@ def by_use(cases: Sequence[TrainingCase], rehearsed_rows: Collection[int]) -> li
     return [replace(case, dataset=KEPT) if case.annotated.keys() <= rehearsed else case for case in cases]
 
 
-def by_rarity(cases: Sequence[TrainingCase]) -> list[TrainingCase]:
+def by_rarity(cases: Sequence[TrainingCase], trained: Collection[int]) -> list[TrainingCase]:
     """The cases; one that draws what few of them draw is drawn more often, or all the others would drown it.
 
     The weight of a structure is the square root of cases per case that draws it, that of a case the largest of its
     structures: the repeat factors of LVIS (arXiv 1908.03195).
+
+    Args:
+        cases: of a round.
+        trained: rows that it trains; others do not count.
     """
-    drawing = Counter(row for case in cases for row in _drawn(case))
-    return [
-        replace(case, weight=max((math.sqrt(len(cases) / drawing[row]) for row in _drawn(case)), default=1.0))
+    drawn = [
+        [row for row, value in case.annotated.items() if value is not None and row in trained]
         for case in cases
     ]
-
-
-def _drawn(case: TrainingCase) -> list[int]:
-    return [row for row, value in case.annotated.items() if value is not None]
+    counts = Counter(row for rows in drawn for row in rows)
+    return [
+        replace(case, weight=max((math.sqrt(len(cases) / counts[row]) for row in rows), default=1.0))
+        for case, rows in zip(cases, drawn, strict=True)
+    ]
 
 
 def _weights(cases: Sequence[TrainingCase], replay: float) -> dict[str, float]:

@@ -117,6 +117,16 @@ class _Start:
     keep: frozenset[int]
 
     @property
+    def annotated(self) -> frozenset[int]:
+        """Rows that a case has a label of."""
+        return frozenset(row for case in self.cases for row in case.annotated)
+
+    @property
+    def unlearned(self) -> frozenset[int]:
+        """Those that the serving version has not learned."""
+        return self.annotated - self.manifest.learned_rows
+
+    @property
     def may_be_forgotten(self) -> tuple[int, ...]:
         """Rows to keep that a case may be asked for and does not teach, or that are rehearsed."""
         untaught = {
@@ -234,8 +244,9 @@ class _Round:
             keep &= {row for case in cases for row in bindings.rows_in(case.modality).values()}
         if self._options.distil > 0:
             cases = by_use(cases, rehearsed)
-        cases = by_rarity(cases)
-        return _Start(serving, manifest, bindings, net, new_rows, cases, skipped, rehearsed, keep)
+        start = _Start(serving, manifest, bindings, net, new_rows, cases, skipped, rehearsed, keep)
+        trained = start.unlearned if self._options.mode == "priors" else start.annotated
+        return replace(start, cases=by_rarity(cases, trained))
 
     def _recipe(self, start: _Start) -> Recipe:
         recipe = choose_recipe(
@@ -245,11 +256,9 @@ class _Round:
         )  # fmt: skip
         if self._options.mode != "priors":
             return replace(recipe, trainable="decoder" if self._options.mode == "decoder" else "all")
-        annotated = {row for case in start.cases for row in case.annotated}
-        unlearned = sorted(annotated - start.manifest.learned_rows)
-        if not unlearned:
+        if not start.unlearned:
             raise NothingToTrainError(NOTHING_NEW)
-        priors = recipe.priors_only(unlearned)
+        priors = recipe.priors_only(sorted(start.unlearned))
         return replace(
             priors,
             steps=self._options.steps or priors.steps,
@@ -297,7 +306,7 @@ class _Round:
             trained_on=taught_cases(start.cases, trained),
             trained_rows=tuple(sorted(start.manifest.learned_rows | trained)),
             learned_in=learned_in(start.serving, start.manifest, taught_rows(start.cases, recipe)),
-            settings=self._settings.to_conf(),
+            settings=self._options.within(self._settings).to_conf(),
             seed=seed,
             code_version=code_version(),
         )

@@ -7,7 +7,7 @@ import re
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel
 import numpy as np
@@ -37,6 +37,15 @@ _DETACHED = re.compile(
     rb"^\s*(?:data ?file\s*:|ElementDataFile\s*=(?!\s*LOCAL\s*$))", re.IGNORECASE | re.MULTILINE
 )
 """A header line that names another file as the home of the voxels, in NRRD or MetaImage."""
+_GZIP = b"\x1f\x8b"
+_BLANK_LINE, _NRRD_GZIP = (
+    re.compile(rb"\r?\n\r?\n"),
+    re.compile(rb"^encoding:\s*gz(ip)?\s*$", re.IGNORECASE | re.MULTILINE),
+)
+_META_DATA = re.compile(rb"^ElementDataFile\s*=\s*LOCAL[^\n]*\n", re.MULTILINE)
+_META_ZLIB = re.compile(rb"^CompressedData\s*=\s*True\s*$", re.IGNORECASE | re.MULTILINE)
+_ANY_ZLIB = zlib.MAX_WBITS | 32  # gzip or zlib, as the stream says
+_PIECE = 1 << 20
 
 
 def read_volume(
@@ -88,6 +97,7 @@ def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
     """
     source = Path(path)
     try:
+        _require_whole(source)
         if source.name.lower().endswith(NIBABEL_SUFFIXES):
             array, grid, _ = _read_nibabel(source, None)
             names: dict[int, str] = {}
@@ -224,7 +234,7 @@ def _refuse_detached(path: Path) -> None:
     A header may name any other file instead: an uploaded one could then read whatever the server can.
 
     Raises:
-        BadImageError: the voxels are elsewhere, or the header is unreasonably long.
+        BadImageError: the voxels are elsewhere, or there is no end of the header within reason.
     """
     with path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
@@ -233,9 +243,58 @@ def _refuse_detached(path: Path) -> None:
     else:
         header, end, _ = head.partition(b"ElementDataFile")
         header += end + head[len(header) + len(end) :].partition(b"\n")[0] + b"\n"
-    if not end or _DETACHED.search(header):
+    if not end:
+        raise _unreadable(path)
+    if _DETACHED.search(header):
         msg = "Expected a file that holds its own voxels, got a header that names another file. Export it in one piece."
         raise BadImageError(msg)
+
+
+def _require_whole(path: Path) -> None:
+    """Nothing, if what is compressed in a file has the checksum that it was stored with.
+
+    Readers stop at the last voxel, before the checksum: a damaged file would give a drawing that nobody made.
+
+    Raises:
+        BadImageError: it is damaged or cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            start = _compressed_from(file.read(_HEADER_BYTES))
+            if start is None:
+                return
+            file.seek(start)
+            whole = _is_whole(file)
+    except (OSError, zlib.error) as error:
+        raise _unreadable(path) from error
+    if not whole:
+        raise _unreadable(path)
+
+
+def _compressed_from(head: bytes) -> int | None:
+    """Where the gzip or zlib stream of a file begins; None: it has none, or none that this knows."""
+    if head.startswith(_GZIP):
+        return 0
+    if head.startswith(b"NRRD"):
+        end = _BLANK_LINE.search(head)
+        return end.end() if end and _NRRD_GZIP.search(head[: end.start() + 1]) else None
+    end = _META_DATA.search(head)
+    return end.end() if end and _META_ZLIB.search(head[: end.start()]) else None
+
+
+def _is_whole(file: BinaryIO) -> bool:
+    """Whether a stream, or several of gzip one after the other, comes to its end; nothing of it is kept."""
+    stream = zlib.decompressobj(wbits=_ANY_ZLIB)
+    for piece in iter(lambda: file.read(_PIECE), b""):
+        rest = piece
+        while rest:
+            if stream.eof:
+                if not rest.startswith(_GZIP):
+                    return True  # padding
+                stream = zlib.decompressobj(wbits=_ANY_ZLIB)
+            stream.decompress(rest, _PIECE)
+            rest = stream.unused_data if stream.eof else stream.unconsumed_tail
+    return stream.eof
 
 
 def _read_itk(path: Path, frame: int | None) -> tuple[NDArray[Any], Grid, Guess | None]:
