@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.clocks import Clock
-from tests.playing import Play
+from tests.playing import Play, untrained
+
+from hermes.rounds import round as rounds
 
 
 @pytest.fixture
@@ -24,3 +27,18 @@ def play(tmp_path: Path) -> Iterator[Callable[..., Play]]:
     yield start
     for one in opened:
         one.workspace.campaign.close()
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Rounds that train nothing; of each the rehearsed rows and the datasets of its cases."""
+    seen: list[Any] = []
+    untrained(monkeypatch)
+    fake = rounds.train
+
+    def train(net: Any, cases: Any, recipe: Any, **more: Any) -> Any:
+        seen.append((recipe.rehearsed_rows, {case.case_id: case.dataset for case in cases}))
+        return fake(net, cases, recipe, **more)
+
+    monkeypatch.setattr(rounds, "train", train)
+    return seen

@@ -34,21 +34,6 @@ from hermes.types import CaseId, Modality
 from hermes.workspace import Workspace
 
 
-@pytest.fixture
-def spied(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Rounds that train nothing; of each the rehearsed rows and the datasets of its cases."""
-    seen: list[Any] = []
-    untrained(monkeypatch)
-    fake = rounds.train
-
-    def train(net: Any, cases: Any, recipe: Any, **more: Any) -> Any:
-        seen.append((recipe.rehearsed_rows, {case.case_id: case.dataset for case in cases}))
-        return fake(net, cases, recipe, **more)
-
-    monkeypatch.setattr(rounds, "train", train)
-    return seen
-
-
 def test_the_serving_model_teaches_what_it_knows(play: Any, monkeypatch: Any) -> None:
     campaign = play(holdout_share="0")
     workspace = campaign.workspace
