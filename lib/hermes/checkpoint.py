@@ -322,7 +322,7 @@ def _require_fit(net: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
 def _network(entry: Any) -> NetworkConfig:
     _require(isinstance(entry, dict), "network", entry)
     config = NetworkConfig(**entry)
-    _require(isinstance(config.tasks, (int, float)), "network.tasks", config.tasks)
+    _require(isinstance(config.tasks, int), "network.tasks", config.tasks)
     return config
 
 

@@ -294,6 +294,7 @@ def _is_whole(file: BinaryIO) -> bool:
                 stream = zlib.decompressobj(wbits=_ANY_ZLIB)
             stream.decompress(rest, _PIECE)
             rest = stream.unused_data if stream.eof else stream.unconsumed_tail
+    stream.flush()  # what was read and did not fit the last piece
     return stream.eof
 
 
