@@ -8,6 +8,7 @@ Examples::
     python benchmarks/continual.py partial --seed 0
     python benchmarks/continual.py incremental --seed 0
     python benchmarks/continual.py rounds --seed 0
+    python benchmarks/continual.py beside --seed 0
     python benchmarks/continual.py transfer --seed 0
 
 hermes-c of width 8, 6 mm, patches of 32 cubed, batch 2, bf16 where the CPU multiplies it, one thread. Dice is the mean
